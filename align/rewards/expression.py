@@ -1,0 +1,157 @@
+"""Reward expressions: `NAME[:ARGUMENT][=WEIGHT]`, commas, `min(...)`, `product(...)`, `z(...)`.
+
+    hps=1,aesthetic=0.1            weighted sum
+    min(scenes-clip,scenes-vqa=2)  the smallest of the weighted terms, image by image
+    product(a,b)                   their product (sensible for scores >= 0)
+    z(a=2,b)                       2 (a - mean_a) / std_a + (b - mean_b) / std_b
+    rewards.py:sharpness=0.5       a user's own function, in any place a name may stand
+
+A weight is the last `=NUMBER` of a term, so arguments may hold `=` (`detector:remove=person`).
+"""
+
+import difflib
+import math
+import re
+from dataclasses import dataclass
+
+COMBINATORS = ("min", "product", "z")
+_NAME = re.compile(r"[A-Za-z][\w.-]*")
+_FUNCTION = re.compile(r"(?P<path>.+\.py):(?P<function>[A-Za-z_]\w*)")
+
+
+@dataclass(frozen=True)
+class Term:
+    """One reward: a catalogue name with its argument, or `path.py` with a function in it."""
+
+    name: str
+    argument: str | None = None
+
+    @property
+    def key(self) -> str:
+        """The term as written, without weight: its name in `reward.terms()`."""
+        return self.name if self.argument is None else f"{self.name}:{self.argument}"
+
+
+@dataclass(frozen=True)
+class Combination:
+    """`kind` is sum, min, product or z; `items` are (part, weight)."""
+
+    kind: str
+    items: tuple[tuple["Term | Combination", float], ...]
+
+
+def leaves(node: Term | Combination) -> list[Term]:
+    """The terms of an expression in order, each once."""
+    if isinstance(node, Term):
+        return [node]
+    return list(dict.fromkeys(leaf for part, _ in node.items for leaf in leaves(part)))
+
+
+def parse_expression(text: str) -> Combination:
+    """Read a reward expression into a tree whose root is a sum.
+
+    Raises:
+        ValueError: what is wrong, at which character, and what is expected there.
+        TypeError: `text` is not a str.
+    """
+    if not isinstance(text, str):
+        raise TypeError(f"a reward expression is a str, got {type(text).__name__}")
+    items, end = _read_items(text, 0)
+    if end < len(text):
+        raise _error(text, end, "no opening parenthesis matches this one")
+    return Combination("sum", tuple(items))
+
+
+def format_expression(node: Term | Combination) -> str:
+    """The text of a tree; `parse_expression` reads it back to the same tree."""
+    if isinstance(node, Term):
+        return node.key
+    parts = [format_expression(part) + ("" if w == 1 else f"={w!r}") for part, w in node.items]
+    return ",".join(parts) if node.kind == "sum" else f"{node.kind}({','.join(parts)})"
+
+
+def suggest(name: str, known) -> str:
+    """`": did you mean a or b?"` for the nearest known names, else a list of all of them."""
+    near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(sorted(known))}"
+
+
+def _error(text: str, at: int, problem: str) -> ValueError:
+    where = f"at character {at + 1} ({text[at:]!r})" if at < len(text) else "at the end"
+    return ValueError(f"malformed reward expression {text!r}: {problem}, {where}")
+
+
+def _read_items(text: str, at: int) -> tuple[list[tuple[Term | Combination, float]], int]:
+    """Read items up to the end or an unmatched `)`; return them and the position reached."""
+    items = []
+    while True:
+        item, at = _read_item(text, at)
+        items.append(item)
+        if at == len(text) or text[at] == ")":
+            return items, at
+        at += 1  # the comma
+
+
+def _read_item(text: str, at: int) -> tuple[tuple[Term | Combination, float], int]:
+    """Read one item with its weight; the position returned is at `,`, `)` or the end."""
+    at += len(text[at:]) - len(text[at:].lstrip())
+    call = re.match(r"(\w+)\s*\(", text[at:])
+    if call:
+        return _read_call(text, at, call)
+    end = min((i for i in (text.find(c, at) for c in ",()") if i >= 0), default=len(text))
+    if end < len(text) and text[end] == "(":
+        raise _error(text, end, f"only {', '.join(COMBINATORS)} take parentheses")
+    body = text[at:end].rstrip()
+    if not body:
+        raise _error(text, at, "expected a reward's name")
+    return _read_term(text, at, body), end
+
+
+def _read_call(text: str, at: int, call: re.Match) -> tuple[tuple[Combination, float], int]:
+    kind = call.group(1)
+    if kind not in COMBINATORS:
+        raise _error(text, at, f"only {', '.join(COMBINATORS)} take parentheses, not {kind!r}")
+    inner, close = _read_items(text, at + call.end())
+    if close == len(text):
+        raise _error(text, len(text), f"the parenthesis of {kind}( is never closed")
+    if kind == "z" and not all(isinstance(part, Term) for part, _ in inner):
+        raise _error(text, at, "z(...) takes rewards only, not min, product or z")
+    end = min((i for i in (text.find(c, close + 1) for c in ",)") if i >= 0), default=len(text))
+    rest = text[close + 1 : end].strip()
+    if rest and not rest.startswith("="):
+        raise _error(text, close + 1, "expected =WEIGHT, a comma or the end after )")
+    weight = _weight(text, close + 1, rest[1:]) if rest else 1.0
+    return (Combination(kind, tuple(inner)), weight), end
+
+
+def _read_term(text: str, at: int, body: str) -> tuple[Term, float]:
+    """`NAME[:ARGUMENT][=WEIGHT]` or `PATH.py:FUNCTION[=WEIGHT]`."""
+    head, equals, tail = body.rpartition("=")
+    is_weight = bool(equals) and (":" not in head or _is_number(tail))
+    weight = _weight(text, at + len(head) + 1, tail) if is_weight else 1.0
+    head = head.rstrip() if is_weight else body
+    function = _FUNCTION.fullmatch(head)
+    if function:
+        return Term(function["path"], function["function"]), weight
+    name, colon, argument = head.partition(":")
+    if not _NAME.fullmatch(name):
+        raise _error(text, at, f"expected a reward's name (letters, digits, - _ .), got {name!r}")
+    if name.endswith(".py"):
+        raise _error(text, at, f"{name} needs a function: {name}:FUNCTION")
+    if colon and not argument.strip():
+        raise _error(text, at + len(name) + 1, f"expected an argument after {name}:")
+    return Term(name, argument if colon else None), weight
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _weight(text: str, at: int, number: str) -> float:
+    if not _is_number(number) or not math.isfinite(float(number)):
+        raise _error(text, at, f"a weight is a finite number, got {number!r}")
+    return float(number)

@@ -1,0 +1,209 @@
+"""The `Reward` object: checks its input, scores each term, combines them as the expression says."""
+
+import importlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from align.rewards.expression import Combination, Term, leaves, parse_expression, suggest
+from align.rewards.user import UserReward, load_function
+
+STATISTICS = Path(__file__).parent.parent / "embedded" / "rewards" / "trust.json"
+TOLERANCE = 1e-3  # how far outside [0, 1] rounding may carry a pixel
+
+
+def check_images(images: Tensor) -> None:
+    """Raise TypeError or ValueError unless `images` is a finite float [b, 3, h, w] in [0, 1]."""
+    if not isinstance(images, Tensor):
+        raise TypeError(f"images must be a torch.Tensor, got {type(images).__name__}")
+    if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape:
+        raise ValueError(
+            f"images must have shape [batch, 3, height, width], got {list(images.shape)}"
+        )
+    if not images.is_floating_point():
+        raise TypeError(f"images must be floating point in [0, 1], got {images.dtype}")
+    low, high = images.detach().aminmax()
+    if not (torch.isfinite(low) and torch.isfinite(high)):
+        raise ValueError("images must be finite, got NaN or infinity")
+    if low < -TOLERANCE or high > 1 + TOLERANCE:
+        raise ValueError(f"images must lie in [0, 1], got values from {low:.4g} to {high:.4g}")
+
+
+def check_prompts(prompts: Sequence[str], count: int) -> None:
+    """Raise TypeError or ValueError unless `prompts` is one non-empty string per image."""
+    if isinstance(prompts, str) or not isinstance(prompts, Sequence):
+        raise TypeError(f"prompts must be a list of str, got {type(prompts).__name__}")
+    for index, prompt in enumerate(prompts):
+        if not isinstance(prompt, str):
+            raise TypeError(f"prompt {index} must be a str, got {type(prompt).__name__}")
+        if not prompt.strip():
+            raise ValueError(f"prompt {index} is empty; every image needs a prompt")
+    if len(prompts) != count:
+        raise ValueError(f"got {len(prompts)} prompts for {count} images; there must be one each")
+
+
+class Reward(nn.Module):
+    """Scores images [b, 3, h, w] in [0, 1] against b prompts; higher is better.
+
+    Attributes:
+        expression: the tree of terms and weights (`align.rewards.expression`).
+        differentiable: whether scores carry gradients to the images.
+    """
+
+    def __init__(
+        self,
+        expression: Combination,
+        functions: dict[str, Callable],
+        statistics: dict[str, tuple[float, float]],
+        device: torch.device | None,
+        batch: int,
+    ):
+        super().__init__()
+        self.expression = expression
+        self.functions = functions
+        self.statistics = statistics
+        self.device = device
+        self.batch = batch
+        self.differentiable = all(getattr(f, "differentiable", True) for f in functions.values())
+        # registered, so that .to(), .double() and .requires_grad_() reach the weights
+        self.models = nn.ModuleList(f for f in functions.values() if isinstance(f, nn.Module))
+
+    def forward(
+        self,
+        images: Float[Tensor, "b 3 h w"],
+        prompts: Sequence[str],
+        metadata: Sequence[dict] | None = None,
+    ) -> Float[Tensor, " b"]:
+        """The combined score of each image.
+
+        Raises:
+            ValueError, TypeError: images not as above, not one non-empty prompt (and metadata, if
+                given) per image, or a user's function that fails or returns something else.
+        """
+        return self.combine(self.terms(images, prompts, metadata))
+
+    def terms(
+        self,
+        images: Float[Tensor, "b 3 h w"],
+        prompts: Sequence[str],
+        metadata: Sequence[dict] | None = None,
+    ) -> dict[str, Float[Tensor, " b"]]:
+        """The score of each term, unweighted and not normalised, by its name in the expression."""
+        check_images(images)
+        check_prompts(prompts, len(images))
+        if metadata is not None and len(metadata) != len(images):
+            raise ValueError(f"got {len(metadata)} metadata for {len(images)} images")
+        if self.device is not None:
+            images = images.to(self.device)
+        scores: dict[str, list[Tensor]] = {name: [] for name in self.functions}
+        for start in range(0, len(images), self.batch):
+            piece = slice(start, start + self.batch)
+            for name, function in self.functions.items():
+                scores[name].append(
+                    _score(name, function, images[piece], list(prompts[piece]),
+                           None if metadata is None else metadata[piece])
+                )  # fmt: skip
+        return {name: torch.cat(parts) for name, parts in scores.items()}
+
+    def combine(self, terms: dict[str, Float[Tensor, " b"]]) -> Float[Tensor, " b"]:
+        """The expression's value from the scores of its terms, as `terms` returns them."""
+        return self._evaluate(self.expression, terms)
+
+    def _evaluate(self, node: Term | Combination, terms: dict[str, Tensor]) -> Tensor:
+        if isinstance(node, Term):
+            return terms[node.key]
+        if node.kind == "z":
+            values = []
+            for part, weight in node.items:
+                assert isinstance(part, Term)  # the parser admits nothing else
+                mean, std = self.statistics[part.key]
+                values.append(weight * (terms[part.key] - mean) / std)
+        else:
+            values = [weight * self._evaluate(part, terms) for part, weight in node.items]
+        stack = torch.stack(values)
+        if node.kind == "min":
+            return stack.amin(0)
+        return stack.prod(0) if node.kind == "product" else stack.sum(0)
+
+
+def _score(name: str, function: Callable, images: Tensor, prompts: list[str], metadata) -> Tensor:
+    if getattr(function, "wants_metadata", False):
+        scores = function(images, prompts, metadata)
+    else:
+        scores = function(images, prompts)
+    wants_gradient = torch.is_grad_enabled() and images.requires_grad
+    if wants_gradient and getattr(function, "differentiable", True) and not scores.requires_grad:
+        raise ValueError(
+            f"reward {name!r} returned scores without a gradient to the images; "
+            "compute them in torch, or set its attribute differentiable = False"
+        )
+    return scores
+
+
+def build_reward(
+    reward, device, loaders: dict[str, str], *, refused, batch: int, statistics
+) -> Reward:
+    """What `load_reward` and `load_judge` share; they say what the arguments mean."""
+    if isinstance(reward, Reward):
+        return reward
+    if batch < 1:
+        raise ValueError(f"micro_batch_size must be at least 1, got {batch}")
+    device = None if device is None else torch.device(device)
+    if callable(reward):
+        name = getattr(reward, "__name__", type(reward).__name__)
+        tree = Combination("sum", ((Term(name), 1.0),))
+        return Reward(tree, {name: UserReward(reward, name)}, {}, device, batch)
+    tree = parse_expression(reward)
+    terms = leaves(tree)
+    for term in terms:
+        _check_name(term, loaders, refused)
+    stored = _statistics(tree, statistics)
+    functions = {term.key: _load_term(term, loaders, device) for term in terms}
+    return Reward(tree, functions, stored, device, batch)
+
+
+def _check_name(term: Term, loaders: dict[str, str], refused) -> None:
+    if term.name in refused:
+        raise ValueError(
+            f"{term.name!r} is a judge, not a training signal: use it as --judge, never as --reward"
+        )
+    if not term.name.endswith(".py") and term.name not in loaders:
+        raise ValueError(f"unknown reward {term.name!r}: {suggest(term.name, loaders)}")
+
+
+def _load_term(term: Term, loaders: dict[str, str], device) -> Callable[..., Any]:
+    if term.name.endswith(".py"):
+        assert term.argument is not None  # the parser demands a function
+        return UserReward(load_function(Path(term.name), term.argument), term.key)
+    module, _, attribute = loaders[term.name].partition(":")
+    return getattr(importlib.import_module(module), attribute)(term.argument, device)
+
+
+def _statistics(tree: Combination, path) -> dict[str, tuple[float, float]]:
+    """(mean, std) of each term under `z`, from `path` or the shipped file."""
+    wanted = [part.key for part, _ in _normalised(tree)]
+    if not wanted:
+        return {}
+    file = Path(path) if path is not None else STATISTICS
+    if path is not None and not file.is_file():
+        raise FileNotFoundError(f"no statistics file {file}")
+    stored = json.loads(file.read_text()) if file.is_file() else {}
+    stored = stored.get("statistics", stored)
+    for key in wanted:
+        if key not in stored:
+            known = ", ".join(sorted(stored)) or "none"
+            raise ValueError(f"z({key}) needs base statistics of {key!r}; stored are: {known}")
+    return {key: (float(stored[key]["mean"]), float(stored[key]["std"])) for key in wanted}
+
+
+def _normalised(node: Term | Combination) -> list[tuple[Term, float]]:
+    if isinstance(node, Term):
+        return []
+    if node.kind == "z":
+        return [(part, weight) for part, weight in node.items if isinstance(part, Term)]
+    return [found for part, _ in node.items for found in _normalised(part)]
