@@ -1,0 +1,196 @@
+"""What `align nar generate` does."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm import tqdm
+
+from align.models import _loading_bars, best_device, torch_dtype
+from align.nar.config import NarGenerateConfig, parse_grid
+from align.nar.pipeline import NARPipeline
+from align.prompts import load_prompts
+from align.rewards import load_reward
+from align.run import check_folder, image_grid, log_metrics, open_run, save_image
+
+GRID_LIMIT = 64  # images in the overview picture
+CANDIDATE_STRIDE = 1_000_003  # between the seeds of an image's candidates
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Pictures `[b, 3, h, w]`, the seeds they were drawn from, and their scores by name."""
+
+    images: Float[Tensor, "b 3 h w"]
+    seeds: list[int]
+    scores: dict[str, Tensor]
+
+
+def load_nar_pipeline(
+    model: str, device: str | None = None, dtype: str | None = None
+) -> NARPipeline:
+    """A NAR pipeline from embedded/NAME, a folder, a training run or a Hub id, ready to draw.
+
+    Raises FileNotFoundError or ValueError for what is none.
+    """
+    target = torch.device(device or best_device())
+    precision = torch_dtype(dtype)
+    if precision is None:
+        precision = torch.float32 if target.type == "cpu" else torch.bfloat16
+    folder = Path(model).expanduser()
+    if (folder / "pipeline").is_dir():
+        folder = folder / "pipeline"
+    if folder.is_dir():
+        index = folder / "model_index.json"
+        if not index.is_file() or '"NARPipeline"' not in index.read_text(encoding="utf-8"):
+            raise ValueError(f"{folder} is no NAR pipeline: its model_index.json names none")
+    elif model.count("/") != 1 or model.startswith((".", "/", "~")):
+        raise FileNotFoundError(f"there is no model {model!r}: embedded/NAME, a folder or a Hub id")
+    source = str(folder) if folder.is_dir() else model
+    with _loading_bars(shown=not folder.is_dir() and not model.startswith("embedded/")):
+        pipe = NARPipeline.from_pretrained(source, dtype=precision).to(target)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def draw(
+    pipe: NARPipeline,
+    conditions: list[str],
+    seeds: list[int],
+    *,
+    metadata: list[dict[str, Any]] | None = None,
+    reward: Any = None,
+    best_of: int = 1,
+    **settings: Any,
+) -> Drawn:
+    """One picture per condition (prompt or class), the best of several candidates by `reward`.
+
+    Candidate j of a picture draws from the generator of seed + j * 1,000,003; `settings` go to
+    the pipeline.
+    """
+    kind = "prompt" if pipe.transformer.config.condition == "text" else "class_labels"
+    facts = metadata or [{} for _ in conditions]
+    best: Drawn | None = None
+    totals = torch.empty(0)
+    for candidate in range(best_of):
+        chosen = [seed + candidate * CANDIDATE_STRIDE for seed in seeds]
+        generators = [torch.Generator().manual_seed(seed) for seed in chosen]
+        images: Tensor = pipe(
+            **{kind: conditions},
+            generator=generators,
+            output_type="pt",
+            return_dict=False,
+            **settings,
+        )[0]
+        scores: dict[str, Tensor] = {}
+        if reward is not None:
+            with torch.no_grad():
+                scores = dict(reward.terms(images, conditions, facts))
+                scores["reward"] = reward.combine(scores)
+        if best is None:
+            best, totals = Drawn(images, chosen, scores), scores.get("reward", totals)
+            continue
+        better = scores["reward"] > totals
+        totals = torch.where(better, scores["reward"], totals)
+        best = Drawn(
+            torch.where(better[:, None, None, None], images, best.images),
+            [a if b else old for a, b, old in zip(chosen, better, best.seeds, strict=True)],
+            {name: torch.where(better, score, best.scores[name]) for name, score in scores.items()},
+        )
+    assert best is not None  # best_of is at least 1
+    return best
+
+
+def generate_nar(config: NarGenerateConfig) -> Path:
+    """Write the pictures of a config into a run's folder and return it.
+
+    Raises ValueError, TypeError or FileNotFoundError for what the model cannot draw.
+    """
+    check_folder(config.out, config.overwrite)
+    reward = load_reward(config.reward, config.device) if config.reward else None
+    pipe = load_nar_pipeline(config.model, config.device, config.dtype)
+    conditions, metadata = _conditions(config, pipe)
+    if config.compile:
+        pipe.transformer.compile_repeated_blocks(dynamic=True)
+    settings = {
+        name: getattr(config, name)
+        for name in ("guidance_scale", "temperature", "top_k", "top_p")
+        if getattr(config, name) is not None
+    }
+    folder = open_run(config.out, config, config.overwrite, command="nar generate")
+    shown: list[Tensor] = []
+    with tqdm(total=len(conditions), unit="image", disable=len(conditions) == 1) as progress:
+        for start in range(0, len(conditions), config.batch_size):
+            part = slice(start, min(start + config.batch_size, len(conditions)))
+            drawn = draw(
+                pipe,
+                conditions[part],
+                [config.seed + index for index in range(part.start, part.stop)],
+                metadata=metadata[part],
+                reward=reward,
+                best_of=config.best_of,
+                **settings,
+            )
+            _save(config, folder, part.start, conditions[part], drawn, settings)
+            shown += drawn.images[: max(0, GRID_LIMIT - len(shown))].cpu()
+            progress.update(part.stop - part.start)
+    if len(shown) > 1:
+        text = "\n".join(dict.fromkeys(conditions[: len(shown)]))
+        sheet = image_grid(torch.stack(shown))
+        save_image(folder / "grid.png", sheet, prompt=text, seed=config.seed, model=config.model)
+    return folder
+
+
+def _conditions(
+    config: NarGenerateConfig, pipe: NARPipeline
+) -> tuple[list[str], list[dict[str, Any]]]:
+    """Every picture's prompt or class, with its metadata; each num_images times."""
+    grid = tuple(pipe.transformer.grid_shape)
+    if config.grid is not None and parse_grid(config.grid) != grid:
+        known = "x".join(str(side) for side in grid)
+        raise ValueError(f"grid is {config.grid}; {config.model} draws {known} tokens")
+    chosen, facts = list(config.prompt), [{} for _ in config.prompt]
+    if config.prompts:
+        more = load_prompts(config.prompts)
+        chosen, facts = chosen + more.prompts, facts + more.metadata
+    if pipe.transformer.config.condition == "class":
+        if chosen:
+            raise ValueError(f"{config.model} is class-conditional: give --class-labels")
+        names = {int(key): name for key, name in (pipe.config.id2label or {}).items()}
+        chosen = [names.get(i, str(i)) for i in pipe.class_ids(list(config.class_labels))]
+        facts = [{} for _ in chosen]
+        if not chosen:
+            known = ", ".join(names.values()) or "numbers"
+            raise ValueError(f"there is nothing to draw: give --class-labels ({known})")
+    elif config.class_labels:
+        raise ValueError(f"{config.model} is text-conditional: give prompts, not classes")
+    if not chosen:
+        raise ValueError("there is no prompt; give one as an argument, or --prompts FILE")
+    repeats = range(config.num_images)
+    return [c for c in chosen for _ in repeats], [f for f in facts for _ in repeats]
+
+
+def _save(
+    config: NarGenerateConfig,
+    folder: Path,
+    first: int,
+    conditions: list[str],
+    drawn: Drawn,
+    settings: dict[str, Any],
+) -> None:
+    for row, condition in enumerate(conditions):
+        name = f"images/{first + row:04d}.png"
+        scores = {key: score[row] for key, score in drawn.scores.items()}
+        save_image(
+            folder / name,
+            drawn.images[row],
+            prompt=condition,
+            seed=drawn.seeds[row],
+            model=config.model,
+            **settings,
+        )
+        record = {"image": name, "prompt": condition, "seed": drawn.seeds[row]}
+        log_metrics(folder, index=first + row, **record, **scores)
