@@ -1,0 +1,101 @@
+"""Checks of configs, and configs from and to JSON. Standard library only."""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import Any, Literal, TypeVar
+
+ConfigT = TypeVar("ConfigT")
+Dtype = Literal["float32", "bfloat16", "float16"]
+Attention = Literal["auto", "xformers", "sdpa", "math"]
+
+
+def check(
+    config: Any,
+    *,
+    at_least_1: tuple[str, ...] = (),
+    not_negative: tuple[str, ...] = (),
+    positive: tuple[str, ...] = (),
+    unit: tuple[str, ...] = (),
+) -> None:
+    """Raise ValueError naming the first field outside its range, None being always allowed.
+
+    Fields annotated with `Literal` are checked against its values too.
+    """
+    for name, hint in typing.get_type_hints(type(config)).items():
+        value, allowed = getattr(config, name), choices(hint)
+        if allowed and value is not None and value not in allowed:
+            raise ValueError(f"{name} is {value!r}; {one_of(value, allowed)}")
+    rules = (
+        (at_least_1, lambda v: v >= 1, "at least 1"),
+        (not_negative, lambda v: 0 <= v < float("inf"), "0 or more"),
+        (positive, lambda v: 0 < v < float("inf"), "more than 0"),
+        (unit, lambda v: 0 <= v <= 1, "from 0 to 1"),
+    )
+    for names, holds, meaning in rules:
+        for name in names:
+            value = getattr(config, name)
+            if value is not None and not holds(value):
+                raise ValueError(f"{name} is {value}; it must be {meaning}")
+
+
+def imply_out(config: Any) -> None:
+    """Let `resume` stand for `out`. Raises ValueError where the two differ or clash."""
+    if config.resume is None:
+        return
+    if config.out not in (None, config.resume):
+        raise ValueError(f"out is {config.out!r} but resume is {config.resume!r}; give one of them")
+    if config.overwrite:
+        raise ValueError("overwrite and resume exclude each other; give one of them")
+    object.__setattr__(config, "out", config.resume)
+
+
+def choices(hint: Any) -> tuple[Any, ...]:
+    """The values that a `Literal` (or an optional one) allows; empty for other types."""
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        return tuple(value for part in typing.get_args(hint) for value in choices(part))
+    return typing.get_args(hint) if typing.get_origin(hint) is Literal else ()
+
+
+def one_of(value: object, allowed: Iterable[Any]) -> str:
+    """The end of an error message: the nearest of the allowed names, then all (unless many)."""
+    names = [str(name) for name in allowed]
+    near = get_close_matches(str(value), names, n=2, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else ""
+    everything = f"Allowed: {', '.join(names)}"
+    return hint if near and len(names) > 30 else f"{hint} {everything}".strip()
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A config as plain JSON values."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(kind: type[ConfigT], values: dict[str, Any]) -> ConfigT:
+    """The config of a dictionary that `to_dict` or a JSON file made; absent fields keep defaults.
+
+    Raises ValueError for an unknown field, TypeError for a value of the wrong type.
+    """
+    hints = typing.get_type_hints(kind)
+    for name, value in values.items():
+        if name not in hints:
+            raise ValueError(f"{kind.__name__} has no field {name!r}; {one_of(name, hints)}")
+        if not _fits(value, hints[name]):
+            raise TypeError(f"{name} is {value!r}; {kind.__name__} expects {hints[name]}")
+    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a JSON value can stand for a field of this type."""
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        return any(_fits(value, part) for part in typing.get_args(hint))
+    if typing.get_origin(hint) is tuple:
+        inner = typing.get_args(hint)[0]
+        return isinstance(value, list | tuple) and all(_fits(item, inner) for item in value)
+    if typing.get_origin(hint) is Literal:
+        return isinstance(value, str)
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, hint) and not (hint is int and isinstance(value, bool))

@@ -1,0 +1,245 @@
+"""The command line: `align COMMAND …`, the same as `python -m align COMMAND …`.
+
+Nothing heavy is imported before a command runs, so help is quick. Exit status: 0 done, 2 the
+input was wrong, 1 anything else, 130 interrupted; the fault is one line on stderr, without a
+traceback unless ALIGN_TRACEBACK=1 is set.
+"""
+
+import importlib.util
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable
+
+import align
+from align.arguments import parse
+from align.checks import one_of
+from align.config import (
+    DemoConfig,
+    GenerateConfig,
+    LoraFilesConfig,
+    QuickstartConfig,
+    TrainConfig,
+)
+
+INPUT_ERRORS = (ValueError, TypeError, FileNotFoundError)
+
+
+def quickstart(args: list[str]) -> None:
+    """the main job on the embedded models in a few minutes, with a report"""
+    config = parse(QuickstartConfig, args, "quickstart")
+    from align.quickstart import quickstart as run
+
+    print(run(config))
+
+
+def generate(args: list[str]) -> None:
+    """images from prompts, with or without LoRA"""
+    config = parse(GenerateConfig, args, "generate")
+    from align.commands import generate_images
+
+    print(generate_images(config))
+
+
+def train(args: list[str]) -> None:
+    """AlignProp: LoRA fine-tuning by reward backpropagation"""
+    config = parse(TrainConfig, args, "train")
+    if config.self_check:
+        from align.training.self_check import findings_text, self_check
+
+        findings = self_check(config)
+        print(findings_text(findings))
+        if not all(finding.passed for finding in findings):
+            raise RuntimeError("the self-check found a fault")
+        return
+    from align.train import train as run
+    from align.training.report import summary
+
+    folder = run(config).out
+    if os.environ.get("RANK", "0") == "0":  # one of several processes speaks
+        print(summary(folder))
+
+
+def demo(args: list[str]) -> None:
+    """the web demo"""
+    config = parse(DemoConfig, args, "demo")
+    if importlib.util.find_spec("gradio") is None:
+        raise ValueError("the demo needs Gradio: pip install align-diffusion[demo]")
+    from align.demo.serve import serve  # pyright: ignore[reportMissingImports]
+
+    serve(config)
+
+
+def models(args: list[str]) -> None:
+    """the models that can be named, and which are installed"""
+    no_arguments(args, "models")
+    from align.commands import model_table
+
+    print(model_table())
+
+
+def rewards(args: list[str]) -> None:
+    """the rewards and judges that can be named, and which are installed"""
+    no_arguments(args, "rewards")
+    from align.commands import reward_table
+
+    print(reward_table())
+
+
+def rewards_calibrate(args: list[str]) -> None:
+    """how rewards agree with ratings: `align rewards calibrate DATA --reward EXPR --out TABLE`"""
+    from align.calibrate_config import CalibrateConfig
+
+    config = parse(CalibrateConfig, args, "rewards calibrate")
+    from align.calibrate import run
+
+    print(run(config))
+
+
+def lora_mix(args: list[str]) -> None:
+    """the weighted sum of LoRAs: `align lora mix A=0.3 B=-0.7`"""
+    config = parse(LoraFilesConfig, args, "lora mix")
+    from align.lora_commands import mix_loras
+
+    print(mix_loras(config))
+
+
+def lora_export(args: list[str]) -> None:
+    """a LoRA in another layout, such as kohya's"""
+    config = parse(LoraFilesConfig, args, "lora export")
+    from align.lora_commands import export_one
+
+    print(export_one(config))
+
+
+def lora_merge(args: list[str]) -> None:
+    """a full model folder with a LoRA added to its weights"""
+    config = parse(LoraFilesConfig, args, "lora merge")
+    from align.lora_commands import merge_into_model
+
+    print(merge_into_model(config))
+
+
+def nar_generate(args: list[str]) -> None:
+    """pictures by neighboring-autoregressive decoding"""
+    from align.nar.config import NarGenerateConfig
+
+    config = parse(NarGenerateConfig, args, "nar generate")
+    from align.nar.commands import generate_nar
+
+    print(generate_nar(config))
+
+
+def nar_train(args: list[str]) -> None:
+    """a neighboring-autoregressive model of one's own pictures"""
+    from align.nar.config import NarTrainConfig
+
+    config = parse(NarTrainConfig, args, "nar train")
+    from align.nar.train import train_nar
+
+    print(train_nar(config))
+
+
+def nar_tokenizer(args: list[str]) -> None:
+    """an image tokenizer of one's own pictures"""
+    from align.nar.config import NarTokenizerConfig
+
+    config = parse(NarTokenizerConfig, args, "nar tokenizer")
+    from align.nar.train_tokenizer import train_tokenizer
+
+    print(train_tokenizer(config))
+
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "quickstart": quickstart,
+    "train": train,
+    "generate": generate,
+    "demo": demo,
+    "models": models,
+    "rewards": rewards,
+    "rewards calibrate": rewards_calibrate,
+    "nar generate": nar_generate,
+    "nar train": nar_train,
+    "nar tokenizer": nar_tokenizer,
+    "lora mix": lora_mix,
+    "lora export": lora_export,
+    "lora merge": lora_merge,
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command line (default: that of the process); returns the exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        return _dispatch(arguments)
+    except KeyboardInterrupt:
+        print("align: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output, such as `head`, has gone
+        sys.stdout = None
+        return 1
+    except Exception as error:
+        if os.environ.get("ALIGN_TRACEBACK"):
+            raise
+        print(f"align: {one_line(error)}", file=sys.stderr)
+        return 2 if isinstance(error, INPUT_ERRORS) else 1
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments:
+        print(usage(), file=sys.stderr)
+        return 2
+    if arguments[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if arguments[0] == "--version":
+        print(f"align {align.__version__}")
+        return 0
+    for words in (2, 1):  # `lora mix` before a plain `lora`
+        command = " ".join(arguments[:words])
+        if command in COMMANDS and len(arguments) >= words:
+            _quiet_libraries()
+            COMMANDS[command](arguments[words:])
+            return 0
+    inside = [name for name in COMMANDS if name.startswith(f"{arguments[0]} ")]
+    if inside:
+        raise ValueError(f"`align {arguments[0]}` needs one of: {', '.join(inside)}")
+    raise ValueError(f"there is no command {arguments[0]!r}; {one_of(arguments[0], COMMANDS)}")
+
+
+def _quiet_libraries() -> None:
+    """Our own messages, plain; of the libraries' only what went wrong, and download bars."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    warnings.simplefilter("ignore", FutureWarning)
+    warnings.simplefilter("ignore", DeprecationWarning)
+
+
+def usage() -> str:
+    """The text of `align --help`."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {function.__doc__}" for name, function in COMMANDS.items()]
+    commands = "\n".join(lines)
+    return (
+        "usage: align COMMAND [OPTIONS]\n\nAlign text-to-image models with rewards.\n\n"
+        f"commands:\n{commands}\n\nalign COMMAND --help lists a command's options."
+    )
+
+
+def no_arguments(args: list[str], command: str) -> None:
+    """Raise ValueError if a command that takes no arguments got some; answer --help."""
+    if args in (["-h"], ["--help"]):
+        print(f"usage: align {command}\n\n{COMMANDS[command].__doc__}")
+        sys.exit(0)
+    if args:
+        raise ValueError(f"`align {command}` takes no arguments, got {' '.join(args)}")
+
+
+def one_line(error: BaseException) -> str:
+    """An error's message on one line; its class where it has none."""
+    if isinstance(error, OSError) and error.strerror and error.filename is None:
+        return error.strerror  # without "[Errno 28]"
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,203 @@
+"""What `align generate`, `models` and `rewards` do."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from align.checks import one_of
+from align.config import GenerateConfig
+from align.models import EMBEDDED, embedded_models, load_pipeline
+from align.prompt_words import warn_about_prompts
+from align.prompts import load_prompts
+from align.rewards import load_reward
+from align.rewards.listing import list_rewards
+from align.run import check_folder, image_grid, log_metrics, open_run, save_image
+from align.sample import OnStep, generate
+
+GRID_LIMIT = 64  # images in the overview picture
+
+
+def generate_images(config: GenerateConfig) -> Path:
+    """Write the images of a GenerateConfig into a run's folder and return the folder.
+
+    `images/0000.png` and so on, prompt by prompt; `metrics.jsonl` has a line for each with its
+    file, prompt, seed and scores; `grid.png` shows the first of them together.
+    """
+    from tqdm import tqdm
+
+    prompts, metadata = _prompts(config)
+    check_folder(config.out, config.overwrite)
+    reward = load_reward(config.reward, config.device) if config.reward else None
+    pipe = load_pipeline(
+        config.model,
+        lora=config.lora,
+        device=config.device,
+        dtype=config.dtype,
+        attention=config.attention,
+    )
+    if config.scheduler:
+        set_scheduler(pipe, config.scheduler)
+    warn_about_prompts(pipe, prompts)
+    noise = load_noise(config.noise, len(prompts)) if config.noise else None
+
+    folder = open_run(config.out, config, config.overwrite, command="generate")
+    shown: list[Tensor] = []
+    with tqdm(total=len(prompts), unit="image", disable=len(prompts) == 1) as progress:
+        for start in range(0, len(prompts), config.batch_size):
+            batch = range(start, min(start + config.batch_size, len(prompts)))
+            part = slice(batch.start, batch.stop)
+            images = generate_batch(config, pipe, prompts[part], batch, noise)
+            terms = reward.terms(images, prompts[part], metadata[part]) if reward else {}
+            totals = reward.combine(terms) if reward else None
+            for row, index in enumerate(batch):
+                scores = {name: score[row] for name, score in terms.items()}
+                total = {} if totals is None else {"reward": totals[row]}
+                _save(config, pipe, folder, index, prompts[index], images[row], total | scores)
+            shown += images[: max(0, GRID_LIMIT - len(shown))].cpu()
+            progress.update(len(batch))
+    if len(shown) > 1:
+        save_image(
+            folder / "grid.png",
+            image_grid(torch.stack(shown)),
+            prompt="\n".join(dict.fromkeys(prompts[: len(shown)])),
+            seed=config.seed,
+            model=config.model,
+        )
+    return folder
+
+
+def _prompts(config: GenerateConfig) -> tuple[list[str], list[dict[str, Any]]]:
+    """Every image's prompt and metadata: arguments first, then the file, each num_images times."""
+    prompts, metadata = list(config.prompt), [{} for _ in config.prompt]
+    if config.prompts:
+        more = load_prompts(config.prompts)
+        prompts, metadata = prompts + more.prompts, metadata + more.metadata
+    if not prompts:
+        raise ValueError("there is no prompt; give one as an argument, or --prompts FILE")
+    if any(not prompt.strip() for prompt in prompts):
+        raise ValueError("a prompt is empty; say what the image should show")
+    repeats = range(config.num_images)
+    return [p for p in prompts for _ in repeats], [m for m in metadata for _ in repeats]
+
+
+def generate_batch(
+    config: GenerateConfig,
+    pipe: Any,
+    prompts: list[str],
+    indices: range,
+    noise: Tensor | None = None,
+    on_step: OnStep | None = None,
+) -> Float[Tensor, "b 3 h w"]:
+    """Images `indices` of a command, in [0, 1], one for each of the prompts."""
+    with torch.no_grad():
+        return generate(
+            pipe,
+            prompts,
+            negative_prompts=config.negative_prompt,
+            generator=[torch.Generator().manual_seed(config.seed + i) for i in indices],
+            latents=None if noise is None else noise[indices.start : indices.stop],
+            num_inference_steps=config.num_inference_steps,
+            guidance_scale=config.guidance_scale,
+            eta=config.eta,
+            height=config.height,
+            width=config.width,
+            on_step=on_step,
+        )
+
+
+def picture_settings(config: GenerateConfig, pipe: Any) -> dict[str, Any]:
+    """What a PNG says, beside its prompt and seed, of how it was made."""
+    return {
+        "model": config.model,
+        "negative_prompt": config.negative_prompt,
+        "num_inference_steps": config.num_inference_steps,
+        "scheduler": type(pipe.scheduler).__name__,
+        "guidance_scale": config.guidance_scale,
+        "eta": config.eta or None,
+        "lora": config.lora,
+        "noise": config.noise,
+    }
+
+
+def _save(
+    config: GenerateConfig,
+    pipe: Any,
+    folder: Path,
+    index: int,
+    prompt: str,
+    image: Tensor,
+    scores: dict[str, Tensor],
+) -> None:
+    name, seed = f"images/{index:04d}.png", config.seed + index
+    save_image(folder / name, image, prompt=prompt, seed=seed, **picture_settings(config, pipe))
+    log_metrics(folder, index=index, image=name, prompt=prompt, seed=seed, **scores)
+
+
+def set_scheduler(pipe: Any, name: str) -> None:
+    """Give a pipeline another scheduler of diffusers, keeping the settings it has.
+
+    Raises ValueError for a class that is none, or that does not go with the pipeline's own.
+    """
+    kinds = {kind.__name__: kind for kind in pipe.scheduler.compatibles}
+    kinds[type(pipe.scheduler).__name__] = type(pipe.scheduler)
+    if name not in kinds:
+        raise ValueError(f"--scheduler is {name!r}; {one_of(name, sorted(kinds))}")
+    pipe.scheduler = kinds[name].from_config(pipe.scheduler.config)
+
+
+def load_noise(path: str | Path, count: int) -> Float[Tensor, "b ..."]:
+    """The noise of a safetensors file (key `noise`, unit variance), for `count` images.
+
+    One noise serves every image. Raises FileNotFoundError for a missing file, ValueError for one
+    that has no `noise`, or neither one nor `count` of them.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no noise file {path}")
+    try:
+        tensors = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a safetensors file ({error})") from error
+    if "noise" not in tensors:
+        raise ValueError(f"{path} has no key `noise`; it has {', '.join(tensors) or 'none'}")
+    noise = tensors["noise"].float()
+    noise = noise if noise.ndim > 3 else noise[None]
+    if len(noise) not in (1, count):
+        raise ValueError(f"{path} holds {len(noise)} noises for {count} images; 1 or {count} fit")
+    return noise.expand(count, *noise.shape[1:])
+
+
+def model_table() -> str:
+    """The models that ship with the package, and what else --model takes."""
+    from align.denoisers import FAMILIES
+
+    lines = [f"{'model':<20}{'size':>9}  state      licence  weights in"]
+    for name in embedded_models():
+        folder = EMBEDDED / name.removeprefix("embedded/")
+        lines.append(f"{name:<20}{_size(folder):>9}  installed  CC0-1.0  {folder}")
+    lines += ["", "A diffusers folder, single file or Hub id of any of these pipelines works too:"]
+    return "\n".join([*lines, ", ".join(FAMILIES)])
+
+
+def reward_table() -> str:
+    """Every reward and judge that an expression can name: what, range, size, state, licence."""
+    lines = [
+        f"{'name':<19}{'kind':<8}{'range':<13}{'size':>8}  {'state':<11}{'licence':<9}measures"
+    ]
+    for one in list_rewards():
+        kind = "judge" if one.judge_only else "reward"
+        size = f"{one.size / 1e6:.1f} MB" if one.size else "-"
+        state = "installed" if one.installed else "missing"
+        start = f"{one.name:<19}{kind:<8}{one.range:<13}{size:>8}  {state:<11}"
+        lines.append(f"{start}{one.licence or '-':<9}{one.measures}")
+    return "\n".join([*lines, "", f"weights in {EMBEDDED / 'rewards'}"])
+
+
+def _size(folder: Path) -> str:
+    total = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    return f"{total / 1e6:.1f} MB"

@@ -1,0 +1,290 @@
+"""LoRA in a pipeline: add a trainable one, load frozen ones, save, mix, export, merge.
+
+Adapters are PEFT layers inside the denoiser (and text encoders, where a loaded LoRA has them),
+so the pipeline stays a plain diffusers pipeline. Files are `align.lora_files`' business.
+"""
+
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.utils.peft_utils import recurse_remove_peft_layers
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from torch import nn
+
+from align.denoisers import denoiser_module, family_of
+from align.lora_files import (
+    Factors,
+    find_lora,
+    mix_factors,
+    parse_lora,
+    read_factors,
+    read_tensors,
+    write_diffusers,
+    write_kohya,
+)
+
+TRAINED, LOADED, READING = "align", "loaded", "reading"
+
+
+def add_lora(
+    pipe: Any,
+    rank: int = 4,
+    alpha: float | None = None,
+    targets: Sequence[str] | None = None,
+    *,
+    start: str | Sequence[str] = (),
+) -> list[nn.Parameter]:
+    """Add a LoRA to the denoiser and return its parameters: float32, the only trainable ones.
+
+    `alpha` defaults to the rank (a scale of 1), `targets`, ends of layer names, to the family's
+    attention layers. The new LoRA changes nothing until it is trained; with `start` (files,
+    folders or Hub ids, =WEIGHT optional) it begins as the weighted sum of those, whose layers
+    and ranks it takes on where they are more.
+
+    Raises ValueError where no layer fits a target, or `start` belongs to another model.
+    """
+    denoiser, component = denoiser_module(pipe), _denoiser_name(pipe)
+    if rank < 1:
+        raise ValueError(f"the LoRA's rank is {rank}; it must be at least 1")
+    layers = _matching_layers(denoiser, targets or family_of(pipe).lora_targets)
+    ranks, beginning = dict.fromkeys(layers, rank), _sum_of(pipe, start)
+    for layer, (down, _) in beginning.items():
+        name = layer.removeprefix(f"{component}.")
+        if name == layer:
+            raise ValueError(f"a LoRA with {layer.split('.')[0]} layers cannot be trained further")
+        ranks[name] = max(rank, down.shape[0])
+    scale = 1.0 if alpha is None else alpha / rank
+    _inject(denoiser, ranks, TRAINED, scale)
+    _freeze(pipe)
+    for layer, (down, up) in beginning.items():
+        part = denoiser.get_submodule(layer.removeprefix(f"{component}."))
+        part.lora_A[TRAINED].weight.data[: len(down)] = down
+        part.lora_B[TRAINED].weight.data[:, : len(down)] = up / scale
+    parameters = list(trained_parameters(pipe).values())
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    return parameters
+
+
+def trained_parameters(pipe: Any) -> dict[str, nn.Parameter]:
+    """The parameters that `add_lora` made, by name."""
+    parameters = denoiser_module(pipe).named_parameters()
+    return {name: p for name, p in parameters if f".{TRAINED}." in name}
+
+
+def load_lora(pipe: Any, loras: str | Sequence[str]) -> None:
+    """Add the weighted sum of LoRAs to the pipeline, frozen: files, folders, run folders or
+    Hub ids, each with an optional =WEIGHT, in any layout that diffusers reads.
+
+    Raises FileNotFoundError where one is missing, ValueError where it fits another model.
+    """
+    factors = _sum_of(pipe, loras)
+    for component in {layer.split(".")[0] for layer in factors}:
+        module = getattr(pipe, component)
+        prefix = f"{component}."
+        mine = {k.removeprefix(prefix): v for k, v in factors.items() if k.startswith(prefix)}
+        _inject(module, {name: len(down) for name, (down, _) in mine.items()}, LOADED, 1.0)
+        for name, (down, up) in mine.items():
+            part = module.get_submodule(name)
+            part.lora_A[LOADED].weight.data.copy_(down)
+            part.lora_B[LOADED].weight.data.copy_(up)
+    _freeze(pipe)
+
+
+def lora_factors(pipe: Any) -> Factors:
+    """All active LoRAs of the pipeline as one, by layer; empty where there is none."""
+    parts = []
+    for component, module in pipe.components.items():
+        for name, layer in module.named_modules() if isinstance(module, nn.Module) else ():
+            if isinstance(layer, LoraLayer):
+                parts += [
+                    ({f"{component}.{name}": _factors_of(layer, adapter)}, 1.0)
+                    for adapter in layer.active_adapters
+                    if adapter in layer.lora_A
+                ]
+    return mix_factors(parts)
+
+
+def save_lora(pipe: Any, folder: str | Path, metadata: dict[str, str] | None = None) -> Path:
+    """Write all active LoRAs as one `pytorch_lora_weights.safetensors`, as diffusers does.
+
+    Plain `pipe.load_lora_weights(folder)` reads it. Raises ValueError where there is no LoRA.
+    """
+    return write_diffusers(lora_factors(pipe), folder, metadata)
+
+
+@contextmanager
+def lora_disabled(pipe: Any) -> Iterator[None]:
+    """The base model, for as long as the context lasts."""
+    denoiser = denoiser_module(pipe)
+    layers = [module for module in denoiser.modules() if isinstance(module, LoraLayer)]
+    trainable = [parameter for parameter in denoiser.parameters() if parameter.requires_grad]
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
+        _freeze(pipe)  # enabling makes every active adapter trainable
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+
+
+def export_lora(
+    pipe: Any, loras: str | Sequence[str], path: str | Path, layout: str = "kohya"
+) -> Path:
+    """Write a LoRA, or the weighted sum of several, in another layout: `kohya` (also A1111's and
+    ComfyUI's) or `diffusers`.
+
+    `path` is the file for kohya, the folder for diffusers.
+    """
+    layouts = {"kohya": write_kohya, "diffusers": write_diffusers}
+    if layout not in layouts:
+        raise ValueError(f"the format is {layout!r}; it must be one of {', '.join(layouts)}")
+    return layouts[layout](_sum_of(pipe, loras), path, None)
+
+
+def merge_lora(pipe: Any) -> None:
+    """Add all active LoRAs to the weights they change and remove the adapters."""
+    factors = lora_factors(pipe)
+    for module in {getattr(pipe, layer.partition(".")[0]) for layer in factors}:
+        recurse_remove_peft_layers(module)
+        del module.peft_config
+        module._hf_peft_config_loaded = False
+    for layer, (down, up) in factors.items():
+        component, _, name = layer.partition(".")
+        weight = getattr(pipe, component).get_submodule(name).weight
+        delta = (up.flatten(1).double() @ down.flatten(1).double()).view_as(weight)
+        weight.data = (weight.data.double() + delta).to(weight.dtype)
+
+
+def _denoiser_name(pipe: Any) -> str:
+    return "unet" if "unet" in pipe.components else "transformer"
+
+
+def _matching_layers(denoiser: nn.Module, targets: Sequence[str]) -> list[str]:
+    found = []
+    for name, module in denoiser.named_modules():
+        if isinstance(module, nn.Linear | nn.Conv2d | LoraLayer) and ".lora_" not in name:
+            name = name.removesuffix(".base_layer")
+            if any(f".{name}".endswith(f".{target}") for target in targets):
+                found.append(name)
+    for target in targets:
+        if not any(f".{name}".endswith(f".{target}") for name in found):
+            linear = [n for n, m in denoiser.named_modules() if isinstance(m, nn.Linear)]
+            ends = sorted({n.split(".")[-1] for n in linear if ".lora_" not in n})
+            raise ValueError(f"no layer is called {target!r}; layer names end in {', '.join(ends)}")
+    return list(dict.fromkeys(found))
+
+
+def _inject(module: Any, ranks: dict[str, int], adapter: str, scale: float) -> None:
+    """Put an adapter with these ranks on these layers, beside those that are active."""
+    active = {a for m in module.modules() if isinstance(m, LoraLayer) for a in m.active_adapters}
+    if adapter in active:
+        raise ValueError("the pipeline has such a LoRA already; load it anew to start over")
+    patterns = {f"^{re.escape(name)}": rank for name, rank in ranks.items()}
+    config = LoraConfig(
+        r=max(ranks.values()),
+        lora_alpha=max(ranks.values()),
+        target_modules="|".join(re.escape(name) for name in ranks),
+        rank_pattern=patterns,
+        alpha_pattern={pattern: rank * scale for pattern, rank in patterns.items()},
+        init_lora_weights="gaussian",
+    )
+    with warnings.catch_warnings():  # that there is an adapter already, which is meant
+        warnings.filterwarnings("ignore", "Already found a `peft_config` attribute")
+        inject_adapter_in_model(config, module, adapter_name=adapter)
+    module._hf_peft_config_loaded = True  # for diffusers' own unload_lora_weights
+    for layer in module.modules():
+        if isinstance(layer, LoraLayer):
+            layer.set_adapter([a for a in (*sorted(active), adapter) if a in layer.lora_A])
+    for name, parameter in module.named_parameters():
+        if f".{adapter}." in name and parameter.dtype in (torch.float16, torch.bfloat16):
+            parameter.data = parameter.data.float()
+
+
+def _factors_of(layer: Any, adapter: str) -> tuple[torch.Tensor, torch.Tensor]:
+    down, up = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
+    return down.detach(), up.detach() * layer.scaling[adapter]
+
+
+def _freeze(pipe: Any) -> None:
+    for module in pipe.components.values():
+        if isinstance(module, nn.Module):
+            module.requires_grad_(False)
+
+
+def _sum_of(pipe: Any, loras: str | Sequence[str]) -> Factors:
+    """The weighted sum of LoRAs, each checked against the pipeline."""
+    parts = []
+    for source, weight in map(parse_lora, [loras] if isinstance(loras, str) else loras):
+        factors = read_factors(source)
+        if factors is None:
+            factors = _read_through_diffusers(pipe, source)
+        _check_fit(pipe, source, factors)
+        parts.append((factors, weight))
+    return mix_factors(parts)
+
+
+def _read_through_diffusers(pipe: Any, source: str) -> Factors:
+    """The LoRA of a file in one of the layouts that diffusers converts (kohya's and others).
+
+    diffusers can only load it into a pipeline: so it does, and what it put there is taken out.
+    """
+    path = find_lora(source)
+    if not hasattr(pipe, "load_lora_weights"):
+        raise ValueError(
+            f"{path} is not in diffusers' layout; {type(pipe).__name__} reads no other"
+        )
+    tensors, _ = read_tensors(path)
+    if any("dora_scale" in key or "magnitude" in key for key in tensors):
+        raise ValueError(f"{path} is a DoRA, which has no factors to mix; merge it elsewhere")
+    layers = [m for m in denoiser_module(pipe).modules() if isinstance(m, LoraLayer)]
+    active = [(layer, list(layer.active_adapters)) for layer in layers]
+    # A safetensors file keeps its metadata when diffusers opens it; a pickle is safe as read here.
+    given = str(path) if path.suffix == ".safetensors" else tensors
+    try:
+        pipe.load_lora_weights(given, adapter_name=READING)
+    except Exception as error:  # anything from KeyError to RuntimeError
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path} is no LoRA of a {type(pipe).__name__} ({reason})") from error
+    factors = {
+        f"{component}.{name}": _factors_of(layer, READING)
+        for component, module in pipe.components.items()
+        for name, layer in (module.named_modules() if isinstance(module, nn.Module) else ())
+        if isinstance(layer, LoraLayer) and READING in layer.lora_A
+    }
+    if active:
+        pipe.delete_adapters(READING)
+        for layer, adapters in active:
+            layer.set_adapter(adapters)
+    else:
+        pipe.unload_lora_weights()
+    return {layer: (down.float(), up.float()) for layer, (down, up) in factors.items()}
+
+
+def _check_fit(pipe: Any, source: str, factors: Factors) -> None:
+    """Raise ValueError where a LoRA changes layers that the pipeline has not, or not like that."""
+    if not factors:
+        raise ValueError(f"{source} holds no LoRA layer of a {type(pipe).__name__}")
+    for layer, (down, up) in factors.items():
+        component, _, name = layer.partition(".")
+        try:
+            weight = pipe.components[component].get_submodule(name).weight
+        except (KeyError, AttributeError):
+            raise ValueError(
+                f"{source} is a LoRA of another model: it changes {layer}, which this "
+                f"{type(pipe).__name__} has not"
+            ) from None
+        if (weight.shape[0], weight.shape[1]) != (up.shape[0], down.shape[1]):
+            raise ValueError(
+                f"{source} is a LoRA of another model: it changes {layer} from {down.shape[1]} to "
+                f"{up.shape[0]} features, here it is {weight.shape[1]} to {weight.shape[0]}"
+            )

@@ -1,0 +1,214 @@
+"""`load_pipeline`: a plain diffusers pipeline from a name, a folder, a file or the Hub."""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.loaders.single_file_utils import fetch_diffusers_config, load_single_file_checkpoint
+from diffusers.utils import logging as diffusers_logging
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError
+from safetensors import SafetensorError
+from torch import nn
+from transformers.utils import logging as transformers_logging
+
+from align.attention import set_attention
+from align.denoisers import FAMILIES, denoiser_module
+
+EMBEDDED = Path(__file__).parent / "embedded"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+SINGLE_FILES = (".safetensors", ".ckpt")
+FORMS = "embedded/NAME, a diffusers folder, a .safetensors or .ckpt file, or a Hub id OWNER/NAME"
+
+
+def load_pipeline(
+    model: str | Path,
+    *,
+    lora: str | Sequence[str] | None = None,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    attention: str = "auto",
+    config: str | Path | None = None,
+) -> DiffusionPipeline:
+    """A diffusers pipeline on its device, frozen, without safety checker and progress bar.
+
+    `model` is embedded/NAME, a folder, a single file or a Hub id. A single file takes what it
+    lacks (configs, tokenizers) from `config`, a diffusers folder or a Hub id that may also be
+    written FILE@CONFIG; without one, from a folder beside it named like the file, else from the
+    Hub. `lora` is one or several of what `align.lora.load_lora` takes, with an optional =WEIGHT.
+    The device defaults to CUDA, then MPS, then CPU; the dtype to float32 for embedded models and
+    outside CUDA, else to bfloat16 where the GPU has it, else float16.
+
+    Raises FileNotFoundError for missing models and ValueError for unknown ones, each saying
+    what is allowed.
+    """
+    target = torch.device(device or best_device())
+    precision = torch_dtype(dtype) or default_dtype(str(model), target)
+    source, config = _locate(str(model), config)
+    with _loading_bars(shown=isinstance(source, str)):
+        if isinstance(source, Path) and source.is_file():
+            pipe = _from_file(source, config, precision)
+        else:
+            pipe = _from_folder_or_hub(source, precision)
+    pipe.register_to_config(_name_or_path=str(model))  # is_distilled reads it
+    pipe.set_progress_bar_config(disable=True)
+    for part in pipe.components.values():
+        if isinstance(part, nn.Module):
+            part.eval().requires_grad_(False)
+    pipe.to(target)
+    set_attention(denoiser_module(pipe), attention, target, precision)
+    if lora:
+        from align.lora import load_lora  # it imports peft, which takes a second
+
+        load_lora(pipe, lora)
+    return pipe
+
+
+def embedded_models() -> list[str]:
+    """The embedded/NAME of every shipped pipeline."""
+    return [
+        f"embedded/{index.parent.name}" for index in sorted(EMBEDDED.glob("*/model_index.json"))
+    ]
+
+
+def best_device() -> str:
+    """cuda, else mps, else cpu."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def torch_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    """The torch dtype of this name. Raises ValueError naming the allowed ones."""
+    if dtype is None or isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}")
+    return DTYPES[dtype]
+
+
+def default_dtype(model: str, device: torch.device) -> torch.dtype:
+    """float32 for embedded models and outside CUDA; else bfloat16, or float16 on older GPUs."""
+    if device.type != "cuda" or model.startswith("embedded/"):
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(False) else torch.float16
+
+
+def _locate(model: str, config: str | Path | None) -> tuple[Path | str, str | None]:
+    """(a folder, a file or a Hub id, the config of a single file)."""
+    if model.startswith("embedded/"):
+        folder = EMBEDDED / model.removeprefix("embedded/")
+        if not (folder / "model_index.json").is_file():
+            known = ", ".join(embedded_models()) or "none"
+            raise FileNotFoundError(f"there is no {model}; embedded models: {known}")
+        return folder, None
+    path = Path(model).expanduser()
+    named, at, after = model.rpartition("@")
+    if at and not path.exists() and Path(named).expanduser().is_file():
+        path, config = Path(named).expanduser(), after
+    if path.is_dir():
+        if not (path / "model_index.json").is_file():
+            raise FileNotFoundError(f"{path} is no diffusers folder: it has no model_index.json")
+        return path, None
+    if path.is_file():
+        if path.suffix not in SINGLE_FILES:
+            raise ValueError(f"{path} is no checkpoint; it must end in {' or '.join(SINGLE_FILES)}")
+        beside = path.with_suffix("")
+        if config is None and (beside / "model_index.json").is_file():
+            config = beside
+        return path, None if config is None else str(config)
+    if model.count("/") != 1 or path.suffix in SINGLE_FILES or model.startswith((".", "/", "~")):
+        raise FileNotFoundError(f"there is no model {model!r}; allowed: {FORMS}")
+    return model, None
+
+
+@contextmanager
+def _loading_bars(shown: bool) -> Iterator[None]:
+    """Progress bars for downloads only: what lies on the disk is loaded in a moment."""
+    kits = [] if shown else [diffusers_logging, transformers_logging]
+    active = [kit for kit in kits if kit.is_progress_bar_enabled()]
+    for kit in active:
+        kit.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for kit in active:
+            kit.enable_progress_bar()
+
+
+def _from_folder_or_hub(source: Path | str, dtype: torch.dtype) -> Any:
+    kind = _pipeline_class(source)
+    return _reach(source, kind.from_pretrained, source, dtype=dtype, **_without_checker(kind))
+
+
+def _from_file(path: Path, config: str | None, dtype: torch.dtype) -> Any:
+    if config is None:
+        checkpoint = _sound(path, load_single_file_checkpoint, str(path))
+        config = str(fetch_diffusers_config(checkpoint)["pretrained_model_name_or_path"])
+    kind = _pipeline_class(config)
+    if not hasattr(kind, "from_single_file"):
+        raise ValueError(f"diffusers reads no single files of a {kind.__name__}; give a folder")
+    local = Path(config).is_dir()
+    load = kind.from_single_file if local else partial(_reach, config, kind.from_single_file)
+    settings = {"config": config, "dtype": dtype, "local_files_only": local}
+    return _sound(path, load, str(path), **settings, **_without_checker(kind))
+
+
+def _sound(path: Path, load: Any, *arguments: Any, **settings: Any) -> Any:
+    """Call a loader of a single file. Raises ValueError where the file is not what it should be."""
+    try:
+        return load(*arguments, **settings)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # diffusers raises anything, from KeyError to its own
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(
+            f"{path} is no checkpoint that diffusers can read ({reason[0]})"
+        ) from error
+
+
+def _pipeline_class(source: Path | str) -> Any:
+    """The class that a folder's or a Hub repository's model_index.json names.
+
+    Raises ValueError where it is of no known family.
+    """
+    path = Path(source) / "model_index.json"
+    if not Path(source).is_dir():
+        path = Path(_reach(source, hf_hub_download, str(source), path.name))
+    name = json.loads(path.read_text())["_class_name"]
+    if name not in FAMILIES:
+        raise ValueError(f"{source} is a {name}; known pipelines: {', '.join(FAMILIES)}")
+    return getattr(diffusers, name)
+
+
+def _without_checker(kind: Any) -> dict[str, Any]:
+    if "safety_checker" not in kind.__init__.__annotations__:
+        return {}
+    return {"safety_checker": None, "requires_safety_checker": False}
+
+
+def _reach(source: Path | str, load: Any, *arguments: Any, **settings: Any) -> Any:
+    """Call a loader of diffusers, its Hub errors as one sentence that says what to do."""
+    try:
+        return load(*arguments, **settings)
+    except GatedRepoError as error:
+        raise FileNotFoundError(
+            f"{source} is gated: accept its licence on https://huggingface.co/{source}, then "
+            "run `hf auth login`"
+        ) from error
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        if isinstance(source, Path):
+            reason = str(error).splitlines()[0]
+            raise FileNotFoundError(f"{source} is not a complete model ({reason})") from error
+        raise FileNotFoundError(
+            f"{source} is no local path and could not be loaded from the Hub; allowed: {FORMS} "
+            f"({str(error).splitlines()[0]})"
+        ) from error
+    except SafetensorError as error:
+        raise ValueError(f"{source} has a damaged weights file ({error})") from error

@@ -1,0 +1,122 @@
+"""Prompts: files, built-in sets, the seeded choice of a training update's prompts."""
+
+import csv
+import json
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from align.checks import one_of
+
+# The 45 common animals on which DDPO (2305.13301) and AlignProp (2310.03739) train.
+ANIMALS: str = (
+    "cat dog horse monkey rabbit zebra spider bird sheep deer cow goat lion tiger bear raccoon fox "
+    "wolf lizard beetle ant butterfly fish shark whale dolphin squirrel mouse rat snake turtle "
+    "frog chicken duck goose bee pig turkey fly llama camel bat gorilla hedgehog kangaroo"
+)
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """Prompts and, for each of them, what else the file says about it (handed to rewards)."""
+
+    name: str
+    prompts: list[str]
+    metadata: list[dict[str, Any]] = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+
+def builtin_names() -> tuple[str, ...]:
+    """The names of the built-in sets."""
+    from align.scenes.dataset import PROMPT_SETS
+
+    return (*PROMPT_SETS, "animals")
+
+
+def default_prompts(model: str) -> str:
+    """The set that a model takes when none is named; raises ValueError where it has none."""
+    if model.startswith("embedded/"):
+        return "scenes"
+    raise ValueError(
+        f"--prompts is needed with {model}: a file or one of {', '.join(builtin_names())}"
+    )
+
+
+def load_prompts(name_or_path: str | Path) -> PromptSet:
+    """A built-in set, a text file with one prompt a line, or CSV / JSONL with a `prompt` column.
+
+    Blank lines are skipped; the other columns of CSV and JSONL become each prompt's metadata.
+    Raises FileNotFoundError for a missing file; ValueError for an unknown set (naming near ones),
+    an empty file, one that is not UTF-8, or a row without a prompt (naming the line).
+    """
+    name, path = str(name_or_path), Path(name_or_path)
+    if name == "animals":
+        prompts = ANIMALS.split()
+        return PromptSet(name, prompts, [{} for _ in prompts])
+    if name in builtin_names():
+        from align.scenes.dataset import prompt_categories, prompt_set
+
+        prompts = list(prompt_set(name))
+        return PromptSet(name, prompts, [{"category": c} for c in prompt_categories(prompts)])
+    if not path.is_file():
+        if path.suffix or path.parent != Path():
+            raise FileNotFoundError(f"no prompt file {name}")
+        raise ValueError(f"no prompt set or file {name!r}; {one_of(name, builtin_names())}")
+    rows = list(_read_rows(path))
+    if not rows:
+        raise ValueError(f"prompt file {name} has no prompts; write at least one")
+    return PromptSet(name, [prompt for prompt, _ in rows], [metadata for _, metadata in rows])
+
+
+def _read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")  # files from Windows start with a mark
+    except UnicodeDecodeError as error:
+        raise ValueError(f"prompt file {path} is not UTF-8 (byte {error.start})") from error
+    if path.suffix == ".csv":
+        yield from _read_csv(path, text)
+    elif path.suffix in (".jsonl", ".ndjson"):
+        yield from _read_jsonl(path, text)
+    else:
+        yield from ((line.strip(), {}) for line in text.splitlines() if line.strip())
+
+
+def _read_csv(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    table = csv.DictReader(text.splitlines(keepends=True), restkey="")
+    if table.fieldnames is not None and "prompt" not in table.fieldnames:
+        columns = ", ".join(table.fieldnames)
+        raise ValueError(f"{path} has no column `prompt`; its columns are {columns}")
+    for row in table:
+        prompt = (row.pop("prompt") or "").strip()
+        if not prompt or "" in row:
+            fault = "more columns than its header" if "" in row else "no prompt"
+            raise ValueError(f"{path}, line {table.line_num}: {fault}")
+        yield prompt, dict(row)
+
+
+def _read_jsonl(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number} is not JSON: {error}") from error
+        prompt = row.pop("prompt", None) if isinstance(row, dict) else None
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise ValueError(f"{path}, line {number} has no text under `prompt`")
+        yield prompt.strip(), row
+
+
+def draw_prompts(count: int, *, seed: int, update: int, indices: Sequence[int]) -> list[int]:
+    """Which of `count` prompts the images with these global indices get in an update.
+
+    Depends on seed, update and global index alone, so a batch can be split in any way. Within
+    an update no prompt comes twice before every prompt has come once.
+    """
+    order = random.Random(f"align-prompts-{seed}-{update}").sample(range(count), count)
+    return [order[index % count] for index in indices]

@@ -1,0 +1,281 @@
+"""`align quickstart`: the main job on the embedded models, in minutes and without a download.
+
+Pictures by the base model on fixed noises, a LoRA trained by a reward, the same pictures again, and
+a judge that took no part in the training, before against after.
+"""
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from align.config import GenerateConfig, QuickstartConfig, TrainConfig
+from align.models import load_pipeline
+from align.prompts import load_prompts
+from align.rewards import load_reward
+from align.run import check_folder, log_metrics, open_run, save_image
+from align.sample import generate
+from align.scenes import verify
+
+log = logging.getLogger(__name__)
+
+# ---- what is done; every figure of it is quoted in the report ----
+TRAINING = TrainConfig(
+    model="embedded/scenes",
+    reward="scenes-clip",
+    prompts="scenes-heldout-a",
+    preset="embedded",
+    sample_every=0,
+    checkpoint_every=0,
+    tracker="none",
+)
+JUDGED_PROMPTS = "scenes-heldout-b"  # unseen in training
+JUDGED_PER_CATEGORY = 8  # prompts: the first of each category
+NOISES = 3  # pictures of each prompt
+FIRST_SEED = 1000  # noise i is that of this seed + i
+SHOWN_PER_CATEGORY = 2  # the first prompts of each category, with their first noise
+RESERVE = 0.75  # minutes kept for judging and the report
+LEAST_TRAINING = 0.5  # minutes, however slow the machine is
+OUT = Path("runs/quickstart")
+
+
+@dataclass(frozen=True)
+class Judgment:
+    """One prompt and noise, judged with and without the LoRA."""
+
+    prompt: str
+    category: str
+    seed: int
+    before: dict[str, float]
+    """Score by measure: `exact`, `partial` and the trained reward."""
+    after: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Gain:
+    """A paired comparison: means, mean difference, its 95 % bootstrap interval."""
+
+    before: float
+    after: float
+    difference: float
+    low: float
+    high: float
+    prompts: int
+    images: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """All that the report tells."""
+
+    folder: Path
+    training: TrainConfig
+    updates: int
+    records: list[dict[str, Any]]
+    """The training's metrics, one record an update."""
+    judgments: list[Judgment]
+    images: dict[str, Float[Tensor, "b 3 h w"]]
+    """`before` and `after`, in the order of the judgments."""
+    gains: dict[str, Gain]
+    """By measure."""
+    seconds: dict[str, float]
+    """By part."""
+
+
+def quickstart(config: QuickstartConfig) -> str:
+    """Do the job, write report.html into the run's folder and return a summary in a few lines.
+
+    Raises ValueError where `out` is taken, FileNotFoundError where the embedded model is missing.
+    """
+    from align.quickstart_report import summary, write_report
+
+    outcome = run(config)
+    write_report(outcome)
+    return summary(outcome)
+
+
+def run(config: QuickstartConfig) -> Outcome:
+    """Everything but the report."""
+    from align.train import train
+
+    started = time.monotonic()
+    check_folder(config.out, config.overwrite)
+    pipe = load_pipeline(TRAINING.model, device=config.device)
+    folder = open_folder(config)
+    prompts, categories, seeds = judged_prompts(config.seed)
+    log.info("1/3 %d pictures of %d prompts by the base model", len(prompts), len(set(prompts)))
+    before = draw(pipe, prompts, seeds)
+    drawn = time.monotonic()
+
+    minutes = max(config.minutes - RESERVE - 2 * (drawn - started) / 60, LEAST_TRAINING)
+    training = training_config(config, folder, minutes)
+    log.info("2/3 training a LoRA by %s, at most %.1f minutes", training.reward, minutes)
+    result = train(training)
+    trained = time.monotonic()
+
+    from align.lora import load_lora
+
+    log.info("3/3 the same pictures with the LoRA")
+    load_lora(pipe, str(result.lora))
+    after = draw(pipe, prompts, seeds)
+    judgments = judge(prompts, categories, seeds, before, after, config.device)
+    for judgment in judgments:
+        log_metrics(folder, **vars(judgment))
+    outcome = Outcome(
+        folder=folder,
+        training=training,
+        updates=result.steps,
+        records=result.metrics,
+        judgments=judgments,
+        images={"before": before, "after": after},
+        gains={name: gain(judgments, name, config.seed) for name in judgments[0].before},
+        seconds={
+            "pictures before": drawn - started,
+            "training": trained - drawn,
+            "pictures after, judging": time.monotonic() - trained,
+        },
+    )
+    save_pictures(outcome, pipe)
+    return outcome
+
+
+def open_folder(config: QuickstartConfig) -> Path:
+    """The run's folder; a former quickstart in the usual place is moved aside, not deleted."""
+    if config.out is None and OUT.is_dir() and any(OUT.iterdir()):
+        stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(OUT.stat().st_mtime))
+        aside = OUT.with_name(f"{OUT.name}-{stamp}")
+        if aside.exists():
+            aside = OUT.with_name(f"{OUT.name}-{stamp}-{time.time_ns()}")
+        OUT.rename(aside)
+        log.info("the former quickstart is now %s", aside)
+    return open_run(config.out or OUT, config, config.overwrite, command="quickstart")
+
+
+def judged_prompts(seed: int) -> tuple[list[str], list[str], list[int]]:
+    """Prompts, their categories and noise seeds: the first prompts of each category, each with
+    the same noises."""
+    loaded = load_prompts(JUDGED_PROMPTS)
+    rows: dict[str, list[str]] = {}
+    for prompt, metadata in zip(loaded.prompts, loaded.metadata, strict=True):
+        rows.setdefault(metadata["category"], []).append(prompt)
+    chosen = [(p, c) for c, ps in rows.items() for p in ps[:JUDGED_PER_CATEGORY]]
+    triples = [(p, c, FIRST_SEED + seed + i) for p, c in chosen for i in range(NOISES)]
+    prompts, categories, seeds = zip(*triples, strict=True)
+    return list(prompts), list(categories), list(seeds)
+
+
+def training_config(config: QuickstartConfig, folder: Path, minutes: float) -> TrainConfig:
+    """TRAINING, with this run's seed, place and time."""
+    out = str(folder / "train")
+    return replace(TRAINING, seed=config.seed, device=config.device, out=out, max_minutes=minutes)
+
+
+@torch.no_grad()
+def draw(
+    pipe: Any, prompts: Sequence[str], seeds: Sequence[int], batch: int = 12
+) -> Float[Tensor, "b 3 h w"]:
+    """One picture per prompt from the noise of its seed, sampled as in the training."""
+    from tqdm import tqdm
+
+    parts = []
+    with tqdm(total=len(prompts), unit="image") as progress:
+        for start in range(0, len(prompts), batch):
+            part = slice(start, start + batch)
+            images = generate(
+                pipe,
+                prompts[part],
+                generator=[torch.Generator().manual_seed(seed) for seed in seeds[part]],
+                num_inference_steps=TRAINING.num_inference_steps,
+                guidance_scale=TRAINING.guidance_scale,
+            )
+            parts.append(images.cpu())
+            progress.update(len(images))
+    return torch.cat(parts)
+
+
+def judge(
+    prompts: list[str],
+    categories: list[str],
+    seeds: list[int],
+    before: Float[Tensor, "b 3 h w"],
+    after: Float[Tensor, "b 3 h w"],
+    device: str | None = None,
+) -> list[Judgment]:
+    """Every picture's scores by the verifier and by the trained reward."""
+    reward = load_reward(TRAINING.reward, device)
+
+    @torch.no_grad()
+    def scores(images: Tensor) -> list[dict[str, float]]:
+        exact, partial = verify(prompts, images)
+        columns = {"exact": exact, "partial": partial, TRAINING.reward: reward(images, prompts)}
+        rows = zip(*(column.tolist() for column in columns.values()), strict=True)
+        return [dict(zip(columns, row, strict=True)) for row in rows]
+
+    rows = zip(prompts, categories, seeds, scores(before), scores(after), strict=True)
+    return [Judgment(*row) for row in rows]
+
+
+def gain(judgments: Sequence[Judgment], measure: str, seed: int = 0, draws: int = 10_000) -> Gain:
+    """How much a measure rose, paired by prompt and noise.
+
+    The interval is a percentile bootstrap over the prompts (Efron and Tibshirani 1993, chapter 13):
+    pictures of one prompt are not independent, so prompts are drawn, not pictures.
+    """
+    rows: dict[str, list[tuple[float, float]]] = {}
+    for j in judgments:
+        rows.setdefault(j.prompt, []).append((j.before[measure], j.after[measure]))
+    pairs = torch.stack([torch.tensor(row, dtype=torch.float64).mean(0) for row in rows.values()])
+    rises = pairs[:, 1] - pairs[:, 0]
+    picks = torch.randint(
+        len(rises), (draws, len(rises)), generator=torch.Generator().manual_seed(seed)
+    )
+    means = rises[picks].mean(1)
+    low, high = torch.quantile(means, torch.tensor([0.025, 0.975]).double()).tolist()
+    before, after = pairs.mean(0).tolist()
+    return Gain(before, after, rises.mean().item(), low, high, len(rises), len(judgments))
+
+
+def shown(judgments: Sequence[Judgment]) -> list[int]:
+    """Indices of the pictures that the report shows: a fixed choice, not the best ones."""
+    chosen: dict[str, list[int]] = {}
+    for index, judgment in enumerate(judgments):
+        if judgment.seed == judgments[0].seed:
+            chosen.setdefault(judgment.category, []).append(index)
+    return [index for indices in chosen.values() for index in indices[:SHOWN_PER_CATEGORY]]
+
+
+def picture_config(outcome: Outcome, index: int, after: bool) -> GenerateConfig:
+    """The `align generate` settings that give a judged picture again."""
+    judgment = outcome.judgments[index]
+    return GenerateConfig(
+        prompt=(judgment.prompt,),
+        lora=(str(outcome.folder / "train"),) if after else (),
+        seed=judgment.seed,
+        num_inference_steps=TRAINING.num_inference_steps,
+        guidance_scale=TRAINING.guidance_scale,
+    )
+
+
+def save_pictures(outcome: Outcome, pipe: Any) -> None:
+    """The shown pictures as `images/CATEGORY-N-before.png` and `-after.png`."""
+    from align.commands import picture_settings
+
+    numbers: dict[str, int] = {}
+    for index in shown(outcome.judgments):
+        judgment = outcome.judgments[index]
+        number = numbers[judgment.category] = numbers.get(judgment.category, 0) + 1
+        for when, images in outcome.images.items():
+            settings = picture_settings(picture_config(outcome, index, when == "after"), pipe)
+            save_image(
+                outcome.folder / "images" / f"{judgment.category}-{number}-{when}.png",
+                images[index],
+                prompt=judgment.prompt,
+                seed=judgment.seed,
+                **settings,
+            )

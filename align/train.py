@@ -1,0 +1,228 @@
+"""AlignProp (Prabhudesai et al. 2023, arXiv 2310.03739): LoRA training through the sampler.
+
+`train` is the whole run; `align.training` holds its parts.
+"""
+
+import logging
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import broadcast_object_list
+from tqdm import tqdm
+
+from align.config import TrainConfig
+from align.lora import save_lora
+from align.run import log_metrics, read_metrics
+from align.training.checkpoints import (
+    drop_metrics_after,
+    refuse_other_run,
+    resume,
+    save_checkpoint,
+)
+from align.training.judge import HeldOutJudge
+from align.training.pictures import score_pictures
+from align.training.report import write_report
+from align.training.session import Session, open_session, start_trackers
+from align.training.update import Diverged, Interrupted, train_step
+
+log = logging.getLogger(__name__)
+OnStep = Callable[[dict[str, Any]], object]
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """A finished run."""
+
+    out: Path
+    """The run's folder."""
+    lora: Path
+    """The last weights, `lora/pytorch_lora_weights.safetensors`."""
+    steps: int
+    """Updates finished."""
+    metrics: list[dict[str, Any]]
+    """The records of metrics.jsonl, one an update."""
+
+
+def train(
+    config: TrainConfig, *, reward: Any = None, pipe: Any = None, on_step: OnStep | None = None
+) -> TrainResult:
+    """Train a LoRA that raises `config.reward` by backpropagating it through the sampler.
+
+    `reward` (an expression or a callable of images [b, 3, h, w] in [0, 1] and prompts) and `pipe`
+    (a diffusers pipeline, to which the LoRA is added) stand in for what the config names.
+    `on_step(record)` is called after every update; where it returns True the run ends well there.
+    SIGINT and SIGTERM save and raise KeyboardInterrupt.
+
+    Raises ValueError, TypeError or FileNotFoundError for wrong input; Diverged (ArithmeticError),
+    with everything before that update saved, where the reward is no longer a finite number;
+    MemoryError, saying what to lower; OSError where the disk is full.
+    """
+    if config.self_check:
+        raise ValueError("self_check trains nothing; call align.training.self_check.self_check")
+    refuse_other_run(config)
+    with _stop_signals() as stop_asked, _clear_memory_errors():
+        judge = HeldOutJudge(config) if config.judge else None
+        session = open_session(config, reward=reward, pipe=pipe)
+        try:
+            _begin(session, judge)
+            _fit(session, judge, stop_asked, on_step)
+            return _finish(session)
+        finally:
+            session.accelerator.end_training()
+
+
+def _begin(session: Session, judge: HeldOutJudge | None) -> None:
+    """Resume if asked; else draw and judge the model as it is."""
+    if session.config.resume is not None and resume(session):
+        log.info("resumed at step %d of %d", session.done, session.config.steps)
+    main, course = session.accelerator.is_main_process, session.course
+    if main:
+        drop_metrics_after(session.folder, session.done)
+    start_trackers(session)
+    if "pictures" not in course and (main or session.scale is not None):
+        terms = score_pictures(session, "before" if main else None)
+        course["pictures"] = {name: scores.mean().item() for name, scores in terms.items()}
+        if session.scale is not None:
+            session.scale.update(terms)
+    if judge is not None and "base" not in course:
+        judge(session)
+
+
+def _fit(
+    session: Session,
+    judge: HeldOutJudge | None,
+    stop_asked: Callable[[], bool],
+    on_step: OnStep | None,
+) -> None:
+    """The updates. Whatever ends them, what has been reached is saved."""
+    c, main, started = session.config, session.accelerator.is_main_process, time.monotonic()
+    bar = tqdm(total=c.steps, initial=session.done, unit="step", disable=not main)
+    try:
+        while session.done < c.steps:
+            record = train_step(session, session.done, stop_asked)
+            session.done += 1
+            record |= _look(session, judge)
+            ended = judge is not None and judge.gave_up(session)
+            if main:
+                _log(session, record)
+                bar.set_postfix(reward=f"{record['reward']:.4g}", refresh=False)
+                bar.update()
+                if _due(session, c.checkpoint_every):
+                    _save(session)
+                ended |= on_step is not None and on_step(record) is True
+                ended |= time.monotonic() - started > 60 * (c.max_minutes or math.inf)
+            if broadcast_object_list([ended])[0]:
+                break
+    except (Exception, Interrupted) as error:
+        if main:
+            _save(session)
+        if isinstance(error, Interrupted | Diverged):  # which all processes have met
+            session.accelerator.wait_for_everyone()
+        if isinstance(error, Diverged):
+            raise Diverged(
+                f"stopped at step {session.done + 1}: {error}; what was reached at step "
+                f"{session.done} is saved in {session.folder}"
+            ) from error
+        raise
+    finally:
+        bar.close()
+
+
+def _look(session: Session, judge: HeldOutJudge | None) -> dict[str, Any]:
+    """Pictures and judgment where they are due after this update, for its record."""
+    c, record = session.config, {}
+    if _due(session, c.sample_every) and session.accelerator.is_main_process:
+        terms = score_pictures(session, f"step-{session.done:05d}")
+        record["pictures"] = {name: scores.mean().item() for name, scores in terms.items()}
+    if judge is not None and (_due(session, c.judge_every) or session.done == c.steps):
+        record |= judge(session)
+        if "warning" in record:
+            log.warning("warning: step %d: %s", session.done, record["warning"])
+    return record
+
+
+def _log(session: Session, record: dict[str, Any]) -> None:
+    """Append an update's record to metrics.jsonl and the tracker's curves."""
+    log_metrics(session.folder, **record)
+    curves = {k: v for k, v in record.items() if isinstance(v, float)}
+    for group in ("terms", "term_grad_norms", "pictures"):
+        curves |= {f"{group}/{name}": value for name, value in record.get(group, {}).items()}
+    session.accelerator.log(curves, step=session.done)
+
+
+def _finish(session: Session) -> TrainResult:
+    """Save everything, draw the last pictures and write the report."""
+    if session.accelerator.is_main_process:
+        terms = score_pictures(session, "after")
+        after = {name: scores.mean().item() for name, scores in terms.items()}
+        _save(session)
+        write_report(session, after)
+    session.accelerator.wait_for_everyone()
+    return TrainResult(
+        session.folder,
+        session.folder / "lora" / "pytorch_lora_weights.safetensors",
+        session.done,
+        read_metrics(session.folder),
+    )
+
+
+def _save(session: Session) -> None:
+    """The LoRA, its moving average and a checkpoint; on the main process."""
+    save_checkpoint(session)
+    save_lora(session.pipe, session.folder / "lora")
+    if session.ema is not None:
+        session.ema.store(session.parameters)
+        session.ema.copy_to(session.parameters)
+        save_lora(session.pipe, session.folder / "lora-ema")
+        session.ema.restore(session.parameters)
+
+
+def _due(session: Session, every: int) -> bool:
+    return every > 0 and session.done % every == 0
+
+
+@contextmanager
+def _stop_signals() -> Iterator[Callable[[], bool]]:
+    """Turn the first SIGINT or SIGTERM into a request that the update under way looks for; a
+    second one interrupts at once. Outside the main thread signals are left alone."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked.is_set
+        return
+
+    def on_signal(number: int, frame: object) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    former = {
+        number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield asked.is_set
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _clear_memory_errors() -> Iterator[None]:
+    """Say what to lower where memory runs out."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        known = ("out of memory", "not enough memory", "can't allocate memory")
+        if isinstance(error, RuntimeError) and not any(k in str(error).lower() for k in known):
+            raise
+        raise MemoryError(
+            "out of memory; lower --micro-batch-size, keep fewer steps with --grad-window (1 needs "
+            "least), leave --checkpointing on, lower --height and --width, or use --offload"
+        ) from error

@@ -1,0 +1,1 @@
+"""The parts of `align.train`: gradient windows, one update, checkpoints, judging, reports."""

@@ -1,0 +1,143 @@
+"""The held-out judge: the best LoRA, when to stop, and whether the reward is being hacked."""
+
+import logging
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from accelerate.utils import broadcast_object_list
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
+
+from align.config import TrainConfig
+from align.lora import save_lora
+from align.models import best_device
+from align.prompts import PromptSet, default_prompts, load_prompts
+from align.rewards import load_judge
+from align.training.pictures import draw, spread
+from align.training.session import Session
+from align.training.windows import image_seed
+
+log = logging.getLogger(__name__)
+NOISES = 2  # images per prompt, so that their diversity can be told
+DIVERSITY_SHARE = 0.8  # of the base's; below it the warning comes
+STANDARD_ERRORS = 2.0  # a rise or fall within this many counts as none
+RESERVED = "scenes-heldout-b"  # final figures are measured on it, so nothing is chosen by it
+
+
+class HeldOutJudge:
+    """Judges the same held-out images every time; `session.course` keeps the best.
+
+    Raises ValueError for prompts that are kept for the final measurement, or missing ones.
+    """
+
+    def __init__(self, config: TrainConfig):
+        assert config.judge is not None  # who makes a judge has one
+        prompts = judge_prompts(config)
+        rows = spread(len(prompts), max(config.judge_images // NOISES, 1))
+        self.judge = load_judge(config.judge, config.device or best_device())
+        self.prompts = [prompts.prompts[row] for row in rows for _ in range(NOISES)]
+        self.metadata = [prompts.metadata[row] for row in rows for _ in range(NOISES)]
+        self.patience = config.patience
+
+    @torch.no_grad()
+    def measure(self, session: Session) -> dict[str, Any]:
+        """Judge's and trained reward's scores by image, and the diversity, of the present model."""
+        seed = session.config.seed
+        seeds = [image_seed("judge", seed, 0, i) for i in range(len(self.prompts))]
+        images = draw(session, self.prompts, seeds)
+        return {
+            "judge": self.judge(images, self.prompts, self.metadata).tolist(),
+            "reward": session.reward(images, self.prompts, self.metadata).tolist(),
+            "diversity": diversity(images.unflatten(0, (-1, NOISES))),
+        }
+
+    def __call__(self, session: Session) -> dict[str, Any]:
+        """Judge the present model; keep it in `lora-best/` if it is the best so far.
+
+        Returns what goes into the update's record: `judge`, `judge_reward`, `diversity`, and
+        `warning` where the reward looks hacked.
+        """
+        figures = [self.measure(session) if session.accelerator.is_main_process else None]
+        figures = broadcast_object_list(figures)[0]
+        assert figures is not None  # the main process has measured
+        best = session.course
+        best.setdefault("base", figures)
+        score = sum(figures["judge"]) / len(figures["judge"])
+        if "score" not in best or score > best["score"]:
+            best |= {"score": score, "step": session.done, "since": 0}
+            if session.accelerator.is_main_process:
+                save_lora(session.pipe, session.folder / "lora-best")
+        else:
+            best["since"] += 1
+        record = {
+            "judge": score,
+            "judge_reward": sum(figures["reward"]) / len(figures["reward"]),
+            "diversity": figures["diversity"],
+        }
+        warning = hacking_warning(best["base"], figures)
+        return record | ({"warning": warning} if warning else {})
+
+    def gave_up(self, session: Session) -> bool:
+        """Whether `patience` judgments have passed without a new best."""
+        return self.patience is not None and session.course["since"] >= self.patience
+
+
+def judge_prompts(config: TrainConfig) -> PromptSet:
+    """The judge's prompts. Raises ValueError where they are missing or reserved."""
+    if config.judge_prompts is None and not config.model.startswith("embedded/"):
+        raise ValueError(
+            f"--judge-prompts is needed with --judge and {config.model}: a file or a built-in set "
+            "that is not trained on"
+        )
+    prompts = load_prompts(config.judge_prompts or "scenes-heldout-a")
+    reserved = set(load_prompts(RESERVED).prompts) if config.judge_prompts else set()
+    if prompts.name == RESERVED or reserved & set(prompts.prompts):
+        raise ValueError(
+            f"judge_prompts is {prompts.name!r}; {RESERVED} is kept for the final measurement, "
+            "choose the best LoRA by other prompts, such as scenes-heldout-a"
+        )
+    trained_on = load_prompts(config.prompts or default_prompts(config.model))
+    shared = len(set(prompts.prompts) & set(trained_on.prompts))
+    if shared:
+        log.warning("warning: %d of the judge's prompts are also trained on", shared)
+    return prompts
+
+
+def diversity(images: Float[Tensor, "p n 3 h w"]) -> float:
+    """How much the n images of a prompt differ: root mean square distance of all pairs of them,
+    averaged to 16 x 16 pixels so that noise does not count, mean over the prompts; in [0, 1]."""
+    small = adaptive_avg_pool2d(images.flatten(0, 1), min(16, *images.shape[-2:]))
+    small = small.unflatten(0, images.shape[:2]).flatten(2)
+    first, second = torch.triu_indices(images.shape[1], images.shape[1], offset=1)
+    return (small[:, first] - small[:, second]).square().mean(-1).sqrt().mean().item()
+
+
+def hacking_warning(base: dict[str, Any], now: dict[str, Any]) -> str | None:
+    """One sentence where the trained reward has risen while judge or diversity fell.
+
+    A rise or fall counts beyond two standard errors of the paired differences, a loss of diversity
+    below 80 % of the base's.
+    """
+    rise, fall = paired(base["reward"], now["reward"]), paired(base["judge"], now["judge"])
+    if rise[0] <= STANDARD_ERRORS * rise[1]:
+        return None
+    faults = []
+    if fall[0] < -STANDARD_ERRORS * fall[1]:
+        faults.append(f"the judge fell by {-fall[0]:.3g}")
+    if now["diversity"] < DIVERSITY_SHARE * base["diversity"]:
+        share = now["diversity"] / base["diversity"]
+        faults.append(f"diversity is {share:.0%} of the base model's")
+    if not faults:
+        return None
+    return f"the reward rose by {rise[0]:.3g} but {' and '.join(faults)}: it may be being hacked"
+
+
+def paired(before: Sequence[float], after: Sequence[float]) -> tuple[float, float]:
+    """Mean and standard error of the differences of two lists."""
+    differences = [b - a for a, b in zip(before, after, strict=True)]
+    mean = sum(differences) / len(differences)
+    variance = sum((d - mean) ** 2 for d in differences) / max(len(differences) - 1, 1)
+    return mean, math.sqrt(variance / len(differences))

@@ -1,0 +1,143 @@
+"""What a finished run says about itself: report.json, the LoRA's model card, the upload."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from align.config import TrainConfig
+from align.files import write_atomic, write_json
+from align.run import read_metrics
+from align.training.pictures import PICTURES
+from align.training.session import Session
+
+PAIR = ("before.png", "after.png")
+
+
+def write_report(session: Session, after: dict[str, float]) -> dict[str, Any]:
+    """Write report.json and the model card, upload where asked; returns the report.
+
+    `after` are the mean scores of the fixed pictures by the trained model, by reward term.
+    """
+    c, records = session.config, read_metrics(session.folder)
+    judged = [record for record in records if "judge" in record]
+    report: dict[str, Any] = {
+        "steps": session.done,
+        "pictures": {"before": session.course.get("pictures", {}), "after": after},
+        "seconds": sum(record["seconds"] for record in records),
+        "warnings": [r["warning"] for r in judged[-1:] if "warning" in r],
+    }
+    if judged:
+        base = session.course["base"]
+        report["judge"] = {
+            "before": sum(base["judge"]) / len(base["judge"]),
+            "after": judged[-1]["judge"],
+            "best": session.course["score"],
+            "best_step": session.course["step"],
+            "diversity_before": base["diversity"],
+            "diversity_after": judged[-1]["diversity"],
+        }
+    write_json(session.folder / "report.json", report)
+    for name in PAIR:
+        picture = (session.folder / "images" / name).read_bytes()
+        write_atomic(session.folder / "lora" / name, picture)
+    write_atomic(session.folder / "lora" / "README.md", model_card(c, report))
+    if c.push_to_hub:
+        push_to_hub(session.folder / "lora", c.push_to_hub)
+    return report
+
+
+def model_card(config: TrainConfig, report: dict[str, Any]) -> str:
+    """A Hub model card: how to load the LoRA, its training and figures, in Markdown."""
+    c = config
+    on_hub = not c.model.startswith(("embedded/", ".", "/", "~")) and c.model.count("/") == 1
+    front = ["---", *([f"base_model: {c.model}"] if on_hub else []), "library_name: diffusers"]
+    front += ["tags:", "- lora", "- text-to-image", "- reward-fine-tuning", "---", ""]
+    settings = {
+        "model": c.model,
+        "reward": c.reward,
+        "prompts": c.prompts or "the model's default set",
+        "updates": report["steps"],
+        "images per update": c.batch_size,
+        "learning rate": f"{c.learning_rate:g} ({c.lr_schedule})",
+        "LoRA": f"rank {c.lora_rank}, alpha {c.lora_alpha or c.lora_rank:g}",
+        "sampling": f"{c.num_inference_steps} steps, guidance {c.guidance_scale:g}, eta {c.eta:g}",
+        "gradient window": c.grad_window,
+        "distance to the base": f"weight {c.kl_weight:g}",
+        "seed": c.seed,
+    }
+    lines = [
+        *front,
+        f"# A LoRA that raises {c.reward}",
+        "",
+        f"Trained from {c.model} with AlignProp (arXiv 2310.03739): the reward is backpropagated "
+        "through the sampler.",
+        "",
+        "```python",
+        f'pipe = DiffusionPipeline.from_pretrained("{c.model}")',
+        'pipe.load_lora_weights("path/to/this/folder")',
+        "```",
+        "",
+        "| setting | value |",
+        "| --- | --- |",
+        *(f"| {name} | {value} |" for name, value in settings.items()),
+        "",
+        "## Figures",
+        "",
+        *_figures(report),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _figures(report: dict[str, Any]) -> list[str]:
+    before, after = report["pictures"]["before"], report["pictures"]["after"]
+    rows = [(f"{n} (fixed training pictures)", before[n], after[n]) for n in before if n in after]
+    if "judge" in report:
+        j = report["judge"]
+        rows.append(("held-out judge", j["before"], j["after"]))
+        rows.append(("diversity", j["diversity_before"], j["diversity_after"]))
+    lines = ["| measure | base | trained |", "| --- | --- | --- |"]
+    lines += [f"| {name} | {old:.4g} | {new:.4g} |" for name, old, new in rows]
+    if "judge" in report:
+        best, step = report["judge"]["best"], report["judge"]["best_step"]
+        lines += ["", f"The judge's best was {best:.4g} at update {step}."]
+    lines += [f"\nWarning: {warning}." for warning in report["warnings"]]
+    lines += ["", "The same prompts and noises, base and trained:", ""]
+    return [*lines, *(f"![{name.removesuffix('.png')}]({name})" for name in PAIR)]
+
+
+def summary(folder: Path) -> str:
+    """What a finished run has reached, in a few lines: the model card's figures and the files."""
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    before, after = report["pictures"]["before"], report["pictures"]["after"]
+    lines = [
+        f"{name}: {before[name]:.4g} -> {after[name]:.4g} (mean of {PICTURES} fixed pictures)"
+        for name in before
+        if name in after
+    ]
+    if "judge" in report:
+        judge = report["judge"]
+        lines.append(
+            f"held-out judge: {judge['before']:.4g} -> {judge['after']:.4g}, best "
+            f"{judge['best']:.4g} at update {judge['best_step']}"
+        )
+    lines += [f"warning: {warning}" for warning in report["warnings"]]
+    return "\n".join([*lines, f"LoRA: {folder / 'lora'}", f"pictures: {folder / 'images'}"])
+
+
+def push_to_hub(folder: Path, repository: str) -> str:
+    """Upload a LoRA's folder to the Hub; returns its address.
+
+    Raises ValueError where nobody is logged in or the name is not allowed.
+    """
+    from huggingface_hub import HfApi
+
+    try:
+        address = HfApi().create_repo(repository, exist_ok=True)
+        HfApi().upload_folder(repo_id=address.repo_id, folder_path=folder)
+    except Exception as error:  # the client raises errors of several libraries
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(
+            f"{folder} was not uploaded to {repository} ({reason}); it is on this disk; run "
+            "`hf auth login` and upload it with `hf upload`"
+        ) from error
+    return str(address)

@@ -1,0 +1,147 @@
+"""`rollout`: noise to latents through a gradient window, by the one denoising loop."""
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from align.denoisers import Denoiser
+from align.sample import Generators, prepare_scheduler, sample, step_arguments
+from align.training.windows import Draw
+
+# (output, latents, timestep, which of its images carry gradient)
+Observe = Callable[[Tensor, Tensor, Tensor, Sequence[bool]], None]
+
+
+def rollout(
+    denoise: Denoiser,
+    scheduler: Any,
+    noise: Float[Tensor, "b c h w"],
+    draw: Draw,
+    *,
+    eta: float = 0.0,
+    generator: Generators = None,
+    fresh_noise: Callable[[int], Tensor] | None = None,
+    observe: Observe | None = None,
+) -> Float[Tensor, "n c h w"]:
+    """Latents whose graph reaches the parameters through the kept steps of `draw` alone.
+
+    The steps before the window run without a graph. With DRaFT-LV (2309.17400) the
+    result holds `draw.fresh` noisings of every image, one after the other, denoised by the last
+    step; `fresh_noise(n)` gives the n-th. With ReFL (2304.05977, algorithm 1) it is the prediction
+    of x_0 at the drawn step. `observe` sees every prediction that carries gradient.
+
+    Raises ValueError for a scheduler that cannot be differentiated or noised anew.
+    """
+    steps = len(draw.kept)
+    run: dict[str, Any] = {"num_inference_steps": steps, "eta": eta, "generator": generator}
+    order = scheduler.order
+    if draw.fresh:
+        assert fresh_noise is not None  # whoever draws DRaFT-LV gives its noises
+        with torch.no_grad():
+            clean = sample(denoise, scheduler, noise, **run)
+        last = order * (steps - 1)
+        inner = _windowed(denoise, draw, order, last, observe)
+        return torch.cat(
+            [
+                sample(
+                    inner(),
+                    scheduler,
+                    _noised(denoise, scheduler, clean, fresh_noise(n), steps, last),
+                    start=last,
+                    grad_steps=1,
+                    **run,
+                )
+                for n in range(draw.fresh)
+            ]
+        )
+    if draw.x0_at is not None:
+        with torch.no_grad():
+            before = sample(denoise, scheduler, noise, stop=order * draw.x0_at, **run)
+        inner = _windowed(denoise, draw, order, order * draw.x0_at, observe)()
+        return predict_x0(inner, scheduler, before, steps, order * draw.x0_at, eta, generator)
+    inner = _windowed(denoise, draw, order, 0, observe)()
+    return sample(inner, scheduler, noise, grad_steps=steps - draw.first, **run)
+
+
+def _windowed(
+    denoise: Denoiser, draw: Draw, order: int, start: int, observe: Observe | None
+) -> Callable[[], Denoiser]:
+    """Makes denoisers for one pass of the loop, which cut the gradient outside the window."""
+
+    def make() -> Denoiser:
+        calls = itertools.count(start)
+
+        def predict(latents: Tensor, timestep: Tensor) -> Tensor:
+            kept = draw.kept[min(next(calls) // order, len(draw.kept) - 1)]
+            if not any(kept) or not torch.is_grad_enabled():
+                with torch.no_grad():
+                    return denoise(latents, timestep)
+            output = denoise(latents.detach() if draw.detach_input else latents, timestep)
+            if not all(kept):
+                mask = torch.tensor(kept, device=output.device).view(-1, 1, 1, 1)
+                output = torch.where(mask, output, output.detach())
+            if observe is not None:
+                observe(output, latents.detach(), timestep, kept)
+            return output
+
+        return replace(denoise, predict=predict)
+
+    return make
+
+
+def predict_x0(
+    denoise: Denoiser,
+    scheduler: Any,
+    latents: Float[Tensor, "b c h w"],
+    steps: int,
+    index: int,
+    eta: float,
+    generator: Generators,
+) -> Float[Tensor, "b c h w"]:
+    """The scheduler's prediction of x_0 from one denoiser call at step `index`.
+
+    Raises ValueError for a scheduler that does not tell its prediction.
+    """
+    scheduler, schedule = prepare_scheduler(denoise, scheduler, steps, latents.device)
+    timestep, latents = schedule[index], latents * denoise.latent_scale
+    scaled = latents
+    if hasattr(scheduler, "scale_model_input"):  # flow matching has none
+        scaled = scheduler.scale_model_input(latents, timestep)
+    output = denoise(scaled, timestep)
+    result = scheduler.step(output, timestep, latents, **step_arguments(scheduler, eta, generator))
+    x0 = getattr(result, "pred_original_sample", None)
+    if x0 is None:
+        x0 = getattr(result, "denoised", None)  # the LCM scheduler's name for it
+    if x0 is None and hasattr(scheduler, "scale_noise"):  # flow matching: x_t = x_0 + sigma v
+        x0 = latents - scheduler.sigmas[index].to(latents) * output
+    if x0 is None and _keeps_x0(scheduler):
+        x0 = scheduler.model_outputs[-1]
+    if x0 is None:
+        raise ValueError(
+            f"{type(scheduler).__name__} does not tell its prediction of x_0, which grad_window "
+            "'refl' needs; use another scheduler, such as DDIMScheduler"
+        )
+    return x0 / denoise.latent_scale
+
+
+def _keeps_x0(scheduler: Any) -> bool:
+    """Whether a multistep solver (DPM-Solver++, UniPC) keeps predictions of x_0 for later steps."""
+    kind = scheduler.config.get("algorithm_type") or ""
+    return "++" in kind or scheduler.config.get("predict_x0", False)
+
+
+def _noised(
+    denoise: Denoiser, scheduler: Any, clean: Tensor, noise: Tensor, steps: int, index: int
+) -> Tensor:
+    """Clean latents as they would be before step `index`, with this noise."""
+    fresh, schedule = prepare_scheduler(denoise, scheduler, steps, clean.device)
+    timesteps = schedule[index].repeat(len(clean))
+    add = fresh.scale_noise if hasattr(fresh, "scale_noise") else fresh.add_noise
+    arguments = (timesteps, noise) if hasattr(fresh, "scale_noise") else (noise, timesteps)
+    scale = denoise.latent_scale
+    return add(clean * scale, *arguments) / scale

@@ -1,0 +1,136 @@
+"""`align train --self-check`: what can be trusted on the user's own model, found out by trying."""
+
+import dataclasses
+import resource
+import sys
+import tempfile
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from align.config import TrainConfig
+from align.denoisers import make_denoiser
+from align.pixels import decode
+from align.sample import generate, make_noise, sample
+from align.training.session import Session, open_session
+from align.training.update import train_step
+
+PARITY = 1e-4  # of pixels in [0, 1]; half precision is allowed more
+PARITY_HALF = 3e-2
+GRADIENT = 0.05  # relative error of finite differences in the model's own precision
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was checked."""
+
+    name: str
+    passed: bool
+    text: str
+
+
+def self_check(config: TrainConfig, *, reward: Any = None, pipe: Any = None) -> list[Finding]:
+    """Check a model with these settings in a few steps; nothing is trained or kept.
+
+    Parity: our images against the pipeline's own. Gradient: that of the last step against finite
+    differences. Memory: the peak of one whole update, and its time. Raises what `train` raises.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        config = dataclasses.replace(config, out=folder, tracker="none", resume=None)
+        session = open_session(config, reward=reward, pipe=pipe)
+        try:
+            return [_parity(session), _gradient(session), _memory(session)]
+        finally:
+            session.accelerator.end_training()
+
+
+def findings_text(findings: list[Finding]) -> str:
+    """The findings, one a line."""
+    return "\n".join(f"{'ok  ' if f.passed else 'FAIL'}  {f.name}: {f.text}" for f in findings)
+
+
+@torch.no_grad()
+def _parity(session: Session) -> Finding:
+    c, pipe = session.config, session.pipe
+    prompts = session.prompts.prompts[:1]
+    size: dict[str, Any] = {"height": c.height, "width": c.width}
+    run: dict[str, Any] = {
+        "num_inference_steps": c.num_inference_steps,
+        "guidance_scale": c.guidance_scale,
+        "latents": make_noise(pipe, [c.seed], c.height, c.width),
+    }
+    ours = generate(pipe, prompts, negative_prompts=c.negative_prompt, **run, **size)
+    own = pipe(prompts, negative_prompt=c.negative_prompt, output_type="pt", **run, **size).images
+    gap = (ours.float() - own.float()).abs().max().item()
+    half = ours.dtype != pipe.vae.dtype or pipe.vae.dtype in (torch.float16, torch.bfloat16)
+    bound = PARITY_HALF if half else PARITY
+    text = f"largest difference from {type(pipe).__name__}'s own image {gap:.2g} (<= {bound:g})"
+    return Finding("parity", gap <= bound, text)
+
+
+def _gradient(session: Session) -> Finding:
+    """The slope of the reward along its own gradient, for the last step of one image."""
+    c, pipe = session.config, session.pipe
+    prompts, metadata = session.prompts.prompts[:1], session.prompts.metadata[:1]
+    denoise = make_denoiser(
+        pipe,
+        None,
+        guidance_scale=c.guidance_scale,
+        checkpointing=c.checkpointing,
+        height=c.height,
+        width=c.width,
+        prompt_embeds=session.embed(prompts),
+    )
+    run: dict[str, Any] = {"num_inference_steps": c.num_inference_steps}
+    last = pipe.scheduler.order * (c.num_inference_steps - 1)
+    with torch.no_grad():
+        noise = make_noise(pipe, [c.seed], c.height, c.width)
+        before = sample(denoise, pipe.scheduler, noise, stop=last, **run)
+
+    def loss() -> Tensor:
+        latents = sample(denoise, pipe.scheduler, before, start=last, grad_steps=1, **run)
+        return -session.reward(decode(pipe, latents), prompts, metadata).sum()
+
+    gradients = torch.autograd.grad(loss(), session.parameters)
+    norm = torch.stack([g.double().square().sum() for g in gradients]).sum().sqrt().item()
+    if norm == 0:
+        return Finding("gradient", False, "it is zero: the reward does not change with the image")
+    errors = []
+    for width in (1.0, 0.1, 0.01):  # the best one: rounding spoils small steps, curvature large
+        slope = (_moved(session, loss, gradients, width / norm)
+                 - _moved(session, loss, gradients, -width / norm)) / (2 * width)  # fmt: skip
+        errors.append(abs(slope - norm) / norm)
+    text = f"norm {norm:.3g}, {min(errors):.2%} off finite differences (<= {GRADIENT:.0%})"
+    return Finding("gradient", min(errors) <= GRADIENT, text)
+
+
+@torch.no_grad()
+def _moved(session: Session, loss: Any, gradients: Any, factor: float) -> float:
+    """The loss with the weights moved along the gradient; they are put back."""
+    kept = [p.detach().clone() for p in session.parameters]
+    for p, g in zip(session.parameters, gradients, strict=True):
+        p.add_(g.to(p.dtype), alpha=factor)
+    value = loss().double().item()
+    for p, old in zip(session.parameters, kept, strict=True):
+        p.copy_(old)
+    return value
+
+
+def _memory(session: Session) -> Finding:
+    c, cuda = session.config, session.device.type == "cuda"
+    if cuda:
+        torch.cuda.reset_peak_memory_stats(session.device)
+    record = train_step(session, 0)
+    if cuda:
+        peak = torch.cuda.max_memory_allocated(session.device)
+    else:  # the whole process's; Linux counts in KiB, macOS in bytes
+        unit = 1 if sys.platform == "darwin" else 1024
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    minutes = record["seconds"] * c.steps / 60
+    text = (
+        f"one update of {c.batch_size} images ({record['window']}) peaks at {peak / 2**30:.2f} GiB "
+        f"and takes {record['seconds']:.1f} s; {c.steps} updates about {minutes:.0f} min"
+    )
+    return Finding("update", record["grad_norm"] > 0, text)

@@ -1,0 +1,276 @@
+"""All that a training run holds: the pipeline with its LoRA, reward, prompts, optimizer."""
+
+import functools
+import importlib.util
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import AutocastKwargs, broadcast_object_list
+from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
+
+from align.config import TrainConfig
+from align.denoisers import denoiser_module, encode_prompts, image_size
+from align.lora import add_lora
+from align.models import best_device, default_dtype, load_pipeline, torch_dtype
+from align.prompt_words import warn_about_prompts
+from align.prompts import PromptSet, default_prompts, load_prompts
+from align.rewards import load_reward
+from align.run import check_folder, open_run
+from align.training.regularize import RunningScale
+from align.training.windows import Window, parse_window
+
+SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
+
+
+class Whole(nn.Module):
+    """Runs a function as the forward pass of the module that it uses.
+
+    Sampling calls the denoiser many times; a distributed wrapper synchronizes the gradients of one
+    forward pass. So what is wrapped is this module, and a pass is the whole way to the loss.
+    """
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        return function(*arguments)
+
+
+@dataclass
+class Session:
+    """The state of a run."""
+
+    config: TrainConfig
+    folder: Path
+    accelerator: Accelerator
+    pipe: Any
+    reward: Any
+    prompts: PromptSet
+    window: Window
+    embed: Callable[[Sequence[str]], dict[str, Tensor]]
+    parameters: list[nn.Parameter]
+    whole: nn.Module
+    optimizer: Any
+    schedule: Any
+    ema: EMAModel | None
+    scale: RunningScale | None
+    done: int = 0
+    """Updates finished."""
+    saved: int = -1
+    """The step of the newest checkpoint."""
+    course: dict[str, Any] = field(default_factory=dict)
+    """What a resumed run has to know: the base's `pictures` scores, and the judge's figures of
+    the base (`base`) with `score`, `step` and `since` (judgments without a better one) of the best.
+    """
+
+    @property
+    def device(self) -> torch.device:
+        """Where the trained weights are."""
+        return self.parameters[0].device
+
+    @property
+    def share(self) -> int:
+        """Images of an update in this process."""
+        return self.config.batch_size // self.accelerator.num_processes
+
+    @property
+    def micro(self) -> int:
+        """Images per forward pass."""
+        return min(self.config.micro_batch_size or self.share, self.share)
+
+
+def open_session(config: TrainConfig, *, reward: Any = None, pipe: Any = None) -> Session:
+    """Check everything the user gave, load it, and make the run's folder last.
+
+    `reward` (anything `load_reward` takes) and `pipe` (a diffusers pipeline) stand in for what the
+    config names. Raises ValueError, TypeError or FileNotFoundError for what cannot be trained.
+    """
+    check_folder(config.out, config.overwrite, config.resume)
+    window = parse_window(config.grad_window, config.num_inference_steps)
+    prompts = load_prompts(config.prompts or default_prompts(config.model))
+    accelerator, device = make_accelerator(config, pipe)
+    if reward is None:
+        reward = config.reward
+    reward = load_reward(reward, device)
+    refuse_undifferentiable(reward)
+    reward.eval().requires_grad_(False)
+    if pipe is None:
+        pipe = load_pipeline(
+            config.model, device=device, dtype=config.dtype, attention=config.attention
+        )
+    image_size(pipe, config.height, config.width)
+    if accelerator.is_main_process:
+        warn_about_prompts(pipe, prompts.prompts)
+    torch.manual_seed(config.seed)  # the LoRA's first weights
+    parameters = add_lora(
+        pipe, config.lora_rank, config.lora_alpha, config.lora_targets, start=config.lora
+    )
+    prepare_pipeline(config, pipe, device)
+    optimizer = make_optimizer(config, parameters)
+    schedule = get_scheduler(
+        SCHEDULES[config.lr_schedule],
+        optimizer,
+        num_warmup_steps=config.warmup_steps,
+        num_training_steps=config.steps,
+    )
+    whole, optimizer = accelerator.prepare(Whole(denoiser_module(pipe)), optimizer)
+    folder = [""]
+    if accelerator.is_main_process:
+        folder = [
+            str(open_run(config.out, config, config.overwrite, config.resume, command="train"))
+        ]
+    folder = Path(broadcast_object_list(folder)[0])
+    accelerator.project_configuration.logging_dir = str(folder)
+    return Session(
+        config=config,
+        folder=folder,
+        accelerator=accelerator,
+        pipe=pipe,
+        reward=reward,
+        prompts=prompts,
+        window=window,
+        embed=embedder(config, pipe, device),
+        parameters=parameters,
+        whole=whole,
+        optimizer=optimizer,
+        schedule=schedule,
+        ema=None if config.ema_decay is None else EMAModel(parameters, decay=config.ema_decay),
+        scale=RunningScale() if config.normalize_rewards else None,
+    )
+
+
+def make_accelerator(config: TrainConfig, pipe: Any = None) -> tuple[Accelerator, torch.device]:
+    """Accelerate's processes, accumulation and loss scaling; the device is ours to choose.
+
+    Raises ValueError where the batch cannot be split over the processes and forward passes.
+    """
+    check_tracker(config.tracker)
+    # A run before in this process may have had another precision or device.
+    AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
+    device = torch.device(config.device or best_device())
+    precision = torch_dtype(config.dtype) or default_dtype(config.model, device)
+    if pipe is not None:
+        device, precision = denoiser_module(pipe).device, denoiser_module(pipe).dtype
+    scaled = precision == torch.float16 and device.type == "cuda"
+    accelerator = Accelerator(
+        cpu=device.type == "cpu",
+        device_placement=False,
+        # For the gradient scaler alone: parts run in the precision they were loaded in.
+        mixed_precision="fp16" if scaled else "no",
+        kwargs_handlers=[AutocastKwargs(enabled=False)],
+        log_with=None if config.tracker == "none" else config.tracker,
+        project_dir="runs",  # until the run's folder is made
+    )
+    count = accelerator.num_processes
+    if config.batch_size % count:
+        raise ValueError(
+            f"batch_size is {config.batch_size}; it must be a multiple of the {count} processes"
+        )
+    share = config.batch_size // count
+    micro = min(config.micro_batch_size or share, share)
+    if share % micro:
+        raise ValueError(
+            f"micro_batch_size is {micro}; it must divide the {share} images of a process"
+        )
+    accelerator.gradient_accumulation_steps = share // micro
+    return accelerator, accelerator.device if count > 1 else device
+
+
+def start_trackers(session: Session) -> None:
+    """Begin the curves; those of a resumed run go on from its checkpoint."""
+    c = session.config
+    if c.tracker == "none":
+        return
+    if c.tracker == "tensorboard":  # the configuration is in run.json already
+        purge: dict[str, Any] = {"purge_step": session.done + 1} if session.done else {}
+        session.accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": purge})
+        return
+    values = {k: v for k, v in asdict(c).items() if isinstance(v, str | int | float | bool)}
+    session.accelerator.init_trackers("align", config=values)
+
+
+def check_tracker(tracker: str) -> None:
+    """Raise ValueError where the tracker's package is missing."""
+    if tracker in ("wandb", "trackio") and importlib.util.find_spec(tracker) is None:
+        raise ValueError(
+            f"tracker is {tracker!r}, which is not installed: pip install align-diffusion[track]; "
+            "tensorboard and none work without it"
+        )
+
+
+def refuse_undifferentiable(reward: Any) -> None:
+    """Raise ValueError naming the terms of a reward that have no gradient."""
+    if not reward.differentiable:
+        names = [n for n, f in reward.functions.items() if not getattr(f, "differentiable", True)]
+        raise ValueError(
+            f"reward {', '.join(names)} has no gradient to train on; use it as --judge, or a "
+            "differentiable reward"
+        )
+
+
+def prepare_pipeline(config: TrainConfig, pipe: Any, device: torch.device) -> None:
+    """Precision, memory format and compilation of the frozen parts."""
+    denoiser = denoiser_module(pipe)
+    if pipe.vae.dtype == torch.float16 and pipe.vae.config.get("force_upcast", False):
+        pipe.vae.float()  # once, where `decode` would copy it at every call
+    if device.type == "cuda":
+        denoiser.to(memory_format=torch.channels_last)
+        pipe.vae.to(memory_format=torch.channels_last)
+    if config.compile:
+        denoiser.compile()
+
+
+def make_optimizer(config: TrainConfig, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """AdamW, or its 8-bit form. Raises ValueError where bitsandbytes is missing for that."""
+    kind = torch.optim.AdamW
+    if config.optimizer == "adamw8bit":
+        if importlib.util.find_spec("bitsandbytes") is None:
+            raise ValueError(
+                "optimizer is 'adamw8bit', which needs bitsandbytes: pip install bitsandbytes; "
+                "adamw works without it"
+            )
+        from bitsandbytes.optim import AdamW8bit as kind  # pyright: ignore
+    return kind(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+
+
+def embedder(
+    config: TrainConfig, pipe: Any, device: torch.device
+) -> Callable[[Sequence[str]], dict[str, Tensor]]:
+    """A function from prompts to their embeddings, which remembers those it has made.
+
+    Each prompt is encoded by itself, so that its embedding does not depend on its neighbors, not
+    even in the last bit. With `offload` the text encoders wait on the CPU.
+    """
+    encoders = [
+        part
+        for name, part in pipe.components.items()
+        if name.startswith("text_encoder") and isinstance(part, nn.Module)
+    ]
+
+    @functools.lru_cache(maxsize=1024)
+    def one(prompt: str) -> dict[str, Tensor]:
+        for encoder in encoders if config.offload else ():
+            encoder.to(device)
+        embeds = encode_prompts(
+            pipe,
+            prompt,
+            negative_prompts=config.negative_prompt,
+            guidance_scale=config.guidance_scale,
+        )
+        for encoder in encoders if config.offload else ():
+            encoder.to("cpu")
+        return embeds
+
+    def embed(prompts: Sequence[str]) -> dict[str, Tensor]:
+        rows = [one(prompt) for prompt in prompts]
+        return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+
+    return embed
