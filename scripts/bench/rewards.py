@@ -1,0 +1,160 @@
+"""How far the embedded rewards agree with the verifier, and what choosing pictures by them gains.
+
+    python scripts/bench/rewards.py --prompts 20 --images 8
+
+Makes pictures with `embedded/scenes` for seen prompts and for held-out ones (half a, so that half b
+stays for reporting), rates them by the verifier's share of stated facts, and
+
+1. calibrates on the seen ones: align/embedded/rewards/trust.json and trust.png, used by
+   category-aware weights and by `z(...)`;
+2. reports on the held-out ones: within-prompt pairwise accuracy of each reward, and the verifier's
+   exact of the best of the pictures by each reward, by their uniform sum, by the category-weighted
+   one, against the mean picture and the best possible choice; seconds of a forward and backward.
+
+Pictures are kept in --work and not made twice.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import align
+from align.calibrate import calibrate, read_image, read_ratings, score
+from align.files import atomic_path, write_json
+from align.rewards import load_reward
+from align.run import to_pil
+from align.scenes import CATEGORIES, category, prompt_set, verify
+from align.trust import EMBEDDED_TABLE, category_weights, pairwise_accuracy, read_table
+
+ROOT = Path(__file__).parents[2]
+REWARDS = ("scenes-clip", "scenes-count", "scenes-preference", "scenes-vqa")
+
+
+def make_pictures(folder: Path, prompts: list[str], args: argparse.Namespace) -> Path:
+    """`--images` pictures a prompt with their ratings; returns the JSONL file that lists them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    listing = folder / "ratings.jsonl"
+    done = {json.loads(line)["prompt"] for line in listing.open()} if listing.exists() else set()
+    pipe = align.load_pipeline(args.model)
+    for number, prompt in enumerate(prompts):
+        if prompt in done:
+            continue
+        images = align.generate(
+            pipe, [prompt] * args.images, seed=1000 * number,
+            num_inference_steps=args.steps, guidance_scale=args.guidance,
+        )  # fmt: skip
+        exact, partial = verify([prompt] * args.images, images)
+        lines = []
+        for i, image in enumerate(images):
+            name = f"{number:04d}-{i}.png"
+            with atomic_path(folder / name) as temporary:
+                to_pil(image).save(temporary)
+            lines.append({"image": name, "prompt": prompt, "category": category(prompt),
+                          "rating": float(partial[i]), "exact": float(exact[i])})  # fmt: skip
+        with listing.open("a") as file:
+            file.writelines(json.dumps(line) + "\n" for line in lines)
+        print(f"{number + 1}/{len(prompts)} {prompt}: {float(exact.mean()):.2f} exact", flush=True)
+    return listing
+
+
+def some_of_each_category(name: str, count: int) -> list[str]:
+    """The first `count` prompts of each category in a built-in set."""
+    chosen: dict[str, list[str]] = {c: [] for c in CATEGORIES}
+    for prompt in prompt_set(name):
+        chosen[category(prompt)].append(prompt)
+    return [prompt for prompts in chosen.values() for prompt in prompts[:count]]
+
+
+def judge_choices(listing: Path, table: dict) -> dict:
+    """Pairwise accuracy and best-of-n figures of the held-out pictures, by category and overall."""
+    rated = read_ratings(listing)
+    exact = np.array([json.loads(line)["exact"] for line in listing.open()])
+    partial = np.array([r.rating for r in rated])
+    prompts = np.unique([r.prompt for r in rated], return_inverse=True)[1]
+    categories = np.array([r.category for r in rated])
+    scores = score(rated, load_reward(",".join(REWARDS)))
+    statistics = table["statistics"]
+    scaled = {n: (s - statistics[n]["mean"]) / statistics[n]["std"] for n, s in scores.items()}
+    weighted = np.zeros(len(rated))
+    for name in CATEGORIES:
+        rows = categories == name
+        for reward, weight in category_weights(table, name, REWARDS).items():
+            weighted[rows] += weight * scaled[reward][rows]
+    choices = {**scaled, "uniform": np.sum(list(scaled.values()), axis=0), "weighted": weighted}
+    report: dict = {"pairwise": {}, "best_of": {}}
+    for name in (*CATEGORIES, "all"):
+        rows = np.ones(len(rated), bool) if name == "all" else categories == name
+        report["pairwise"][name] = {
+            key: pairwise_accuracy(s[rows], partial[rows], prompts[rows])[0]
+            for key, s in choices.items()
+        }
+        report["best_of"][name] = best_of(choices, exact, prompts, rows)
+    return report
+
+
+def best_of(choices: dict, exact: np.ndarray, prompts: np.ndarray, rows: np.ndarray) -> dict:
+    """Mean exact of the top picture of each prompt by each choice, with 95 % bootstrap interval."""
+    groups = [np.flatnonzero(rows & (prompts == p)) for p in np.unique(prompts[rows])]
+    picked = {
+        key: np.array([exact[g[s[g].argmax()]] for g in groups]) for key, s in choices.items()
+    }
+    picked["any picture"] = np.array([exact[g].mean() for g in groups])
+    picked["best possible"] = np.array([exact[g].max() for g in groups])
+    rng = np.random.default_rng(0)
+    draws = rng.integers(len(groups), size=(2000, len(groups)))
+    return {
+        key: {"mean": v.mean(), "interval": np.percentile(v[draws].mean(1), [2.5, 97.5]).tolist()}
+        for key, v in picked.items()
+    }
+
+
+def seconds_for_16(listing: Path, repeats: int = 5) -> float:
+    """Median time of all four rewards on 16 pictures, forward and backward."""
+    rated = read_ratings(listing)[:16]
+    images = torch.stack([read_image(r.image) for r in rated]).requires_grad_()
+    reward = load_reward(",".join(REWARDS))
+    times = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        torch.autograd.grad(reward(images, [r.prompt for r in rated]).sum(), images)
+        times.append(time.perf_counter() - start)
+    return float(np.median(times[1:]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="embedded/scenes")
+    parser.add_argument("--prompts", type=int, default=20, help="prompts a category")
+    parser.add_argument("--images", type=int, default=8, help="pictures a prompt")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--guidance", type=float, default=3.0)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--work", type=Path, default=ROOT / "work/bench-rewards")
+    parser.add_argument("--out", type=Path, default=EMBEDDED_TABLE)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    seen = make_pictures(args.work / "seen", some_of_each_category("scenes", args.prompts), args)
+    heldout = some_of_each_category("scenes-heldout-a", args.prompts)
+    unseen = make_pictures(args.work / "heldout", heldout, args)
+    ratings = (
+        f"scenes verifier (share of stated facts), {args.images} pictures a prompt, {args.model}"
+    )
+    calibrate(seen, ",".join(REWARDS), args.out, ratings=ratings)
+    table = read_table(args.out)
+    report = judge_choices(unseen, table)
+    report["seconds_16_images"] = seconds_for_16(unseen)
+    write_json(args.work / "report.json", report)
+    for part in ("pairwise", "best_of"):
+        print(part)
+        for name, figures in report[part].items():
+            shown = {k: v["mean"] if isinstance(v, dict) else v for k, v in figures.items()}
+            print(f"  {name:<12}" + "  ".join(f"{k} {v:.2f}" for k, v in shown.items()))
+    print(f"16 images, forward and backward: {report['seconds_16_images']:.3f} s")
+
+
+if __name__ == "__main__":
+    main()

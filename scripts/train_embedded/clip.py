@@ -1,0 +1,113 @@
+"""Train `scenes-clip`: image and text encoders, contrastively.
+
+    python scripts/train_embedded/clip.py --minutes 12
+
+A batch holds groups of four: a seen scene and three with one fact changed, so that every picture
+meets near misses of its prompt and every prompt near misses of its picture. Symmetric InfoNCE;
+pairs that happen to be true are left out of the denominators. Writes the image tower to
+align/embedded/rewards/scenes-clip and the text encoder, a plain CLIPTextModel, below it.
+"""
+
+import argparse
+import random
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from imperfect import pictures
+from loop import LoopConfig, train
+from torch import Tensor, nn
+from transformers import CLIPTextModel
+from truth import truth_matrix
+
+from align.rewards.scenes_clip import (
+    CONFIG,
+    NAME,
+    PREFIX,
+    ImageTower,
+    load_tokenizer,
+    text_config,
+    tokenize,
+)
+from align.rewards.scenes_layers import EMBEDDED, save_weights
+from align.scenes import describe
+
+ROOT = Path(__file__).parents[2]
+OUT = EMBEDDED / "rewards" / NAME
+
+
+class DualEncoder(nn.Module):
+    def __init__(self, tokenizer):
+        super().__init__()
+        self.image = ImageTower(**CONFIG)
+        self.text = CLIPTextModel(text_config(tokenizer, CONFIG["width"]))
+
+    def encode_text(self, ids: Tensor, end_id: int, chunks: int = 4) -> Tensor:
+        """Text features; short prompts go together, so that little padding is computed."""
+        lengths = (ids == end_id).int().argmax(1) + 1
+        order = lengths.argsort()
+        pooled = torch.cat(
+            [self.text(ids[part, : lengths[part].max()]).pooler_output
+             for part in order.chunk(chunks)]
+        )  # fmt: skip
+        return self.image.text_features(pooled[order.argsort()])
+
+
+def contrastive_loss(logits: Tensor, true: Tensor) -> Tensor:
+    """Symmetric InfoNCE over (pictures, prompts) with true off-diagonal pairs masked out."""
+    others = true & ~torch.eye(len(true), dtype=torch.bool, device=true.device)
+    logits = logits.masked_fill(others, -torch.inf)
+    labels = torch.arange(len(logits), device=logits.device)
+    return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
+
+
+def save(model: DualEncoder, step: int, args: argparse.Namespace) -> None:
+    training = {"steps": step, "minutes": args.minutes, "batch_size": args.batch_size,
+                "seed": args.seed}  # fmt: skip
+    image = {"reward": NAME, "model": CONFIG, "training": training}
+    save_weights(model.image.state_dict(), image, OUT)
+    weights = {PREFIX + k.removeprefix(PREFIX): v for k, v in model.text.state_dict().items()}
+    # stored as fp16, used as float32, which both names of the entry tell transformers
+    config = {**model.text.config.to_diff_dict(), "architectures": ["CLIPTextModel"],
+              "dtype": "float32", "torch_dtype": "float32"}  # fmt: skip
+    save_weights(weights, config, OUT / "text_encoder")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", type=float, default=12)
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--work", type=Path, default=ROOT / "work/clip")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    args = parser.parse_args()
+    torch.manual_seed(args.seed)
+    tokenizer = load_tokenizer()
+    model = DualEncoder(tokenizer).to(args.device)
+    config = LoopConfig(
+        args.work, minutes=args.minutes, learning_rate=args.learning_rate,
+        threads=args.threads, seed=args.seed, weight_decay=0.05,
+    )  # fmt: skip
+
+    def loss_fn(step: int):
+        rng = random.Random(f"clip-{args.seed}-{step}")
+        said, drawn = draw_groups(rng, args.batch_size)
+        x = pictures(drawn, rng, args.seed * 1_000_003 + step).to(args.device)
+        ids = tokenize(tokenizer, [describe(s, rng) for s in said]).to(args.device)
+        with torch.autocast(args.device, torch.bfloat16):
+            image = model.image(x)
+            text = model.encode_text(ids, tokenizer.eos_token_id)
+        scale = model.image.log_scale.exp().clamp(max=100)
+        logits = scale * image.float() @ text.float().T
+        true = truth_matrix(said, drawn).to(args.device)
+        loss = contrastive_loss(logits, true)
+        hits = (logits.argmax(1).cpu() == torch.arange(len(said))).float()
+        return loss, {"accuracy": float(hits.mean()), "scale": float(scale.detach())}
+
+    train(model, loss_fn, config, on_checkpoint=lambda ema, step: save(ema, step, args))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""Pictures to train rewards on: renders with the faults of generated images."""
+
+import io
+import random
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from align.scenes.grammar import Scene
+from align.scenes.render import render
+
+
+def jpeg(image: np.ndarray, quality: int) -> np.ndarray:
+    """An image uint8 (h, w, 3) after one JPEG file."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "JPEG", quality=quality)
+    return np.asarray(Image.open(buffer))
+
+
+def _smooth_noise(count: int, channels: int, cells: int, generator) -> Tensor:
+    noise = torch.randn(count, channels, cells, cells, generator=generator)
+    return F.interpolate(noise, (64, 64), mode="bicubic", align_corners=False)
+
+
+def degrade(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Images in [0, 1] with the faults of generated ones: wobble, blur, blotches, tints, noise.
+
+    Every fault has its own strength per image, often zero.
+    """
+    n = len(images)
+
+    def strength(top: float) -> Tensor:
+        drawn = torch.rand(n, 1, 1, 1, generator=generator) * 1.5 - 0.5
+        return top * drawn.clamp(min=0)
+
+    # a smooth displacement of up to about 1.5 px
+    axis = torch.linspace(-1, 1, 64) * (63 / 64)
+    grid = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1)
+    shift = (strength(1.0) * _smooth_noise(n, 2, 9, generator) / 32).permute(0, 2, 3, 1)
+    x = F.grid_sample(images, grid + shift, padding_mode="border", align_corners=False)
+    softened = F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
+    x = x + strength(1.0) * (softened - x)
+    x = x + strength(0.12) * _smooth_noise(n, 3, 16, generator)
+    x = x + strength(0.06) * torch.randn(n, 3, 1, 1, generator=generator)
+    x = x + strength(0.08) * torch.randn(x.shape, generator=generator)
+    return x.clamp(0, 1)
+
+
+def pictures(drawn: list[Scene], rng: random.Random, seed: int) -> Tensor:
+    """Degraded renders (n, 3, 64, 64) in [0, 1]; a fifth through JPEG, a fifth left clean."""
+    images = []
+    for scene in drawn:
+        image = render(scene)
+        images.append(jpeg(image, rng.randint(40, 90)) if rng.random() < 0.2 else image)
+    x = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255
+    noisy = degrade(x, torch.Generator().manual_seed(seed))
+    clean = torch.tensor([rng.random() < 0.2 for _ in drawn])
+    return torch.where(clean[:, None, None, None], x, noisy)

@@ -1,0 +1,103 @@
+"""Train `scenes-vqa`: yes/no answers to assertions about scenes.
+
+    python scripts/train_embedded/vqa.py --minutes 8
+
+Each picture of a seen scene is asked about its own prompt, about near misses and about another
+picture of the batch, as many questions with the answer yes as with no. Answers come from the scene.
+The image trunk starts from that of `scenes-count` (scripts/train_embedded/count.py): a pilot that
+started from random weights was still at 66 % after 260 steps.
+"""
+
+import argparse
+import random
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from imperfect import pictures
+from loop import LoopConfig, train
+from near_misses import draw_groups, vary
+from truth import assertion_holds
+
+from align.decompose import scene_assertions
+from align.rewards.scenes_count import load as load_counter
+from align.rewards.scenes_layers import EMBEDDED, save_weights
+from align.rewards.scenes_vqa import CONFIG, NAME, ScenesVqa, question_ids
+from align.scenes.grammar import Scene
+
+ROOT = Path(__file__).parents[2]
+OUT = EMBEDDED / "rewards" / NAME
+QUESTIONS = 8
+SMOOTHING = 0.02  # keeps log p(yes) above about -4, so that no single question rules a score
+
+
+def ask(said: Scene, drawn: Scene, stranger: Scene, rng: random.Random) -> list[tuple[str, bool]]:
+    """`QUESTIONS` questions about a drawn scene with their answers, yes and no in balance."""
+    asked = list(scene_assertions(said))
+    for _ in range(3):
+        asked += scene_assertions(vary(said, rng))
+    asked += scene_assertions(stranger)
+    answers = {a.question: assertion_holds(a, drawn) for a in asked}
+    yes = [q for q, answer in answers.items() if answer]
+    no = [q for q, answer in answers.items() if not answer]
+    # relations, counts and textures are fewer than plain objects and harder
+    weight = {q: 1.0 + 2.0 * q.startswith(("Is the ", "Are ", "Is there exactly")) for q in answers}
+    chosen = []
+    for pool in (yes or no, no or yes):  # now and then all answers are alike
+        for _ in range(QUESTIONS // 2):
+            question = rng.choices(pool, [weight[q] for q in pool])[0]
+            chosen.append((question, answers[question]))
+    return chosen
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", type=float, default=8)
+    parser.add_argument("--batch-size", type=int, default=96)
+    parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--work", type=Path, default=ROOT / "work/vqa")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    args = parser.parse_args()
+    torch.manual_seed(args.seed)
+    model = ScenesVqa(**CONFIG)
+    model.trunk.load_state_dict(load_counter(None, None).trunk.state_dict())
+    model.to(args.device)
+    config = LoopConfig(
+        args.work, minutes=args.minutes, learning_rate=args.learning_rate,
+        threads=args.threads, seed=args.seed,
+    )  # fmt: skip
+
+    def loss_fn(step: int):
+        rng = random.Random(f"vqa-{args.seed}-{step}")
+        said, drawn = draw_groups(rng, args.batch_size, group=2)
+        x = pictures(drawn, rng, args.seed * 1_000_003 + step).to(args.device)
+        asked = [ask(said[i], drawn[i], said[i - 2], rng) for i in range(len(said))]
+        flat = [pair for questions in asked for pair in questions]
+        ids = question_ids([question for question, _ in flat]).to(args.device)
+        answers = torch.tensor([float(answer) for _, answer in flat], device=args.device)
+        owner = torch.arange(len(said), device=args.device).repeat_interleave(QUESTIONS)
+        with torch.autocast(args.device, torch.bfloat16):
+            logits = model.logits(x, ids[:, : (ids > 0).sum(1).max()], owner).float()
+        target = answers * (1 - 2 * SMOOTHING) + SMOOTHING
+        loss = F.binary_cross_entropy_with_logits(logits, target)
+        right = ((logits > 0) == (answers > 0)).float().cpu()
+        kinds = {"relation": "Is the ", "count": "Are there", "texture": "Are all"}
+        groups = {
+            name: torch.tensor([q.startswith(start) for q, _ in flat])
+            for name, start in kinds.items()
+        }
+        numbers = {name: float(right[m].mean()) for name, m in groups.items() if m.any()}
+        return loss, {"accuracy": float(right.mean()), **numbers}
+
+    def save(ema: ScenesVqa, step: int) -> None:
+        training = {"steps": step, "minutes": args.minutes, "batch_size": args.batch_size,
+                    "seed": args.seed}  # fmt: skip
+        save_weights(ema.state_dict(), {"reward": NAME, "model": CONFIG, "training": training}, OUT)
+
+    train(model, loss_fn, config, on_checkpoint=save)
+
+
+if __name__ == "__main__":
+    main()
