@@ -1,0 +1,1 @@
+"""The web demo, installed as `align.demo`."""

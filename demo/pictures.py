@@ -1,0 +1,153 @@
+"""Generating for the demo: the command line's own functions, step by step, one job at a time."""
+
+import functools
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from align.commands import generate_batch, picture_settings
+from align.config import GenerateConfig
+from align.demo.streaming import stream
+from align.denoisers import image_size
+from align.models import load_pipeline
+from align.pixels import decode
+from align.prompt_words import prompt_warnings
+from align.report import objects_text
+from align.run import save_image
+
+SLOT = threading.Lock()  # a stopped job may still be finishing its step when the next one starts
+PREVIEW_EVERY = 0.4  # seconds
+PREVIEW_SHARE = 0.25  # of the time at most goes into previews
+SIZE_FACTOR = 2  # sides up to this many times the model's own
+KEPT_PIPELINES = 2
+
+
+@dataclass(frozen=True)
+class Update:
+    """What a job says while it runs."""
+
+    total: int
+    done: int = 0
+    """Denoising steps."""
+    seconds: float = 0.0
+    """Since the first step began."""
+    images: Float[Tensor, "b 3 h w"] | None = None
+    """The newest preview, in the end the result, in [0, 1]."""
+    warnings: list[str] = field(default_factory=list)
+    settings: dict[str, Any] = field(default_factory=dict)
+    """What the PNG files say of how they were made; with the result only."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the verifier says of a picture of the embedded world."""
+
+    exact: bool
+    partial: float
+    """Share of the stated facts that hold."""
+    sees: str
+
+
+def generate_steps(config: GenerateConfig) -> Iterator[Update | None]:
+    """Images of one prompt, update by update; the last update has `settings`.
+
+    None is yielded where a step takes long. Closing the iterator stops the job within one step.
+    Raises what `align generate` raises, and ValueError for sizes too large.
+    """
+    return stream(functools.partial(_generate, config))
+
+
+def _generate(config: GenerateConfig, report: Callable[[Update], None]) -> None:
+    with SLOT, torch.no_grad():
+        steps = config.num_inference_steps or 1
+        report(Update(steps))
+        pipe = pipeline(config.model, config.lora)
+        check_size(pipe, config.height, config.width)
+        texts = [t for t in (*config.prompt, config.negative_prompt) if t]
+        warnings = prompt_warnings(pipe, texts)
+        started = time.monotonic()
+        preview, spent, shown = None, 0.0, started
+
+        def on_step(index: int, timestep: Tensor, latents: Tensor) -> None:
+            nonlocal preview, spent, shown
+            now = time.monotonic()
+            due = now - shown >= PREVIEW_EVERY and spent <= PREVIEW_SHARE * (now - started)
+            if due and index + 1 < steps:
+                preview = decode(pipe, latents)
+                shown = time.monotonic()
+                spent += shown - now
+            report(Update(steps, index + 1, time.monotonic() - started, preview, warnings))
+
+        prompts = [config.prompt[0]] * config.num_images
+        images = generate_batch(config, pipe, prompts, range(config.num_images), on_step=on_step)
+        seconds = time.monotonic() - started
+        report(Update(steps, steps, seconds, images, warnings, picture_settings(config, pipe)))
+
+
+def pipeline(model: str, lora: tuple[str, ...]) -> Any:
+    """The pipeline of a model and its LoRAs; the last few are kept, a LoRA that changed is read
+    anew."""
+    return _load(model, lora, tuple(_changed(name) for name in lora))
+
+
+@functools.lru_cache(maxsize=KEPT_PIPELINES)
+def _load(model: str, lora: tuple[str, ...], changed: tuple[float, ...]) -> Any:
+    return load_pipeline(model, lora=lora or None)
+
+
+def _changed(lora: str) -> float:
+    """When a LoRA on this disk was last written; 0 for one on the Hub."""
+    folder = Path(lora.rpartition("=")[0] or lora).expanduser()
+    files = [folder] if folder.is_file() else folder.rglob("*.safetensors")
+    return max((file.stat().st_mtime for file in files), default=0.0)
+
+
+def check_size(pipe: Any, height: int | None, width: int | None) -> None:
+    """Raise ValueError for a size that the model cannot do or that would take too much."""
+    own = image_size(pipe, None, None)
+    for name, side, most in (("height", height, own[0]), ("width", width, own[1])):
+        if side is not None and side > SIZE_FACTOR * most:
+            raise ValueError(
+                f"{name} is {side}; this model's own is {most}, at most {SIZE_FACTOR * most} here"
+            )
+    image_size(pipe, height, width)
+
+
+def save_pictures(
+    images: Float[Tensor, "b 3 h w"], config: GenerateConfig, settings: dict[str, Any], folder: Path
+) -> list[Path]:
+    """Write each image as a PNG that says how it was made; returns the files."""
+    words = "-".join("".join(c if c.isalnum() else " " for c in config.prompt[0]).split())
+    paths = []
+    for index, image in enumerate(images):
+        seed = config.seed + index
+        path = folder / f"{words[:60] or 'picture'}-seed-{seed}.png"
+        save_image(path, image, prompt=config.prompt[0], seed=seed, **settings)
+        paths.append(path)
+    return paths
+
+
+def judge(model: str, prompt: str, images: Float[Tensor, "b 3 h w"]) -> list[Verdict]:
+    """What the verifier sees in pictures by an embedded model; empty where it has no say:
+    for other models and sizes, and prompts outside its grammar."""
+    from align.scenes import parse, read, verify
+
+    if not model.startswith("embedded/") or images.shape[-2:] != (64, 64):
+        return []
+    try:
+        parse(prompt)
+    except ValueError:
+        return []
+    exact, partial = verify([prompt] * len(images), images)
+    pixels = images.detach().float().cpu().numpy()
+    return [
+        Verdict(bool(e), float(p), objects_text(read(image)))
+        for e, p, image in zip(exact, partial, pixels, strict=True)
+    ]

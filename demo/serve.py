@@ -1,0 +1,40 @@
+"""`align demo`: serve the page until it is interrupted."""
+
+import logging
+import threading
+
+from align.config import DemoConfig
+from align.demo import app, handlers
+
+log = logging.getLogger(__name__)
+FIRST_PORT = 7860
+QUEUE = 30  # visitors waiting; further ones are told that it is full
+
+
+def serve(config: DemoConfig) -> None:
+    """Serve the demo; returns only by an exception, such as KeyboardInterrupt.
+
+    Raises OSError where the port is taken.
+    """
+    page = app.build(config.allow_any_model)
+    page.queue(max_size=QUEUE, default_concurrency_limit=4)
+    _, address, public = page.launch(
+        server_name=config.host,
+        server_port=config.port,
+        share=config.share,
+        auth=tuple(config.auth.split(":", 1)) if config.auth else None,  # pyright: ignore
+        prevent_thread_lock=True,
+        quiet=True,
+        ssr_mode=False,
+        run_history=False,
+        enable_monitoring=False,
+        footer_links=["api"],
+        max_file_size="10mb",
+        **app.APPEARANCE,
+    )
+    log.info("the demo is at %s", public or address)
+    handlers.warm_up()
+    try:
+        threading.Event().wait()
+    finally:
+        page.close()
