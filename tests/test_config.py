@@ -1,0 +1,128 @@
+"""Configs: ranges, choices, JSON round trips."""
+
+import dataclasses
+import json
+import typing
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from align.checks import choices, from_dict, to_dict
+from align.config import GenerateConfig, LoraFilesConfig, OptimizeConfig, TrainConfig
+from align.presets import PRESETS
+
+KINDS = [GenerateConfig, LoraFilesConfig, OptimizeConfig, TrainConfig]
+COUNTS = st.integers(1, 10_000)
+# Fields whose values depend on each other, or that have a range narrower than their type.
+NARROW = {
+    "eta": st.floats(0, 1),
+    "ema_decay": st.none() | st.floats(0, 1),
+    "micro_batch_size": st.none(),
+    "out": st.none() | st.text(),
+    "resume": st.none(),
+    "preset": st.none() | st.sampled_from(sorted(PRESETS)),
+    "grad_window": st.sampled_from(["all", "1", "random", "random:1-1", "draft-lv:3", "refl"]),
+    "lora_targets": st.lists(st.text(), min_size=1).map(tuple),
+}
+
+
+def values_of(name, hint):
+    """A strategy of valid values of a field."""
+    if name in NARROW:
+        return NARROW[name]
+    if choices(hint):
+        return st.sampled_from(choices(hint))
+    if hint in (int, int | None):
+        return COUNTS
+    if hint in (float, float | None):
+        return st.floats(1e-6, 1e6)
+    if hint is bool:
+        return st.booleans()
+    return st.lists(st.text()).map(tuple) if hint == tuple[str, ...] else st.text()
+
+
+def configs(kind):
+    hints = typing.get_type_hints(kind)
+    return st.builds(kind, **{name: values_of(name, hint) for name, hint in hints.items()})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_json_round_trip(kind):
+    @given(configs(kind))
+    def check(config):
+        assert from_dict(kind, json.loads(json.dumps(to_dict(config)))) == config
+
+    check()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_defaults_are_valid_and_frozen(kind):
+    config = kind()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.seed = 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "message"),
+    [
+        (TrainConfig, {"steps": 0}, "steps is 0; it must be at least 1"),
+        (TrainConfig, {"num_inference_steps": -3}, "num_inference_steps is -3"),
+        (TrainConfig, {"learning_rate": 0.0}, "learning_rate is 0.0; it must be more than 0"),
+        (TrainConfig, {"learning_rate": float("nan")}, "learning_rate is nan"),
+        (TrainConfig, {"kl_weight": float("inf")}, "kl_weight is inf; it must be 0 or more"),
+        (TrainConfig, {"eta": 1.5}, "eta is 1.5; it must be from 0 to 1"),
+        (TrainConfig, {"batch_size": 8, "micro_batch_size": 3}, "must divide batch_size"),
+        (TrainConfig, {"optimizer": "adam"}, "did you mean adamw"),
+        (TrainConfig, {"lora_targets": ()}, "lora_targets is empty"),
+        (TrainConfig, {"out": "a", "resume": "b"}, "give one of them"),
+        (TrainConfig, {"overwrite": True, "resume": "b"}, "exclude each other"),
+        (GenerateConfig, {"num_images": 0}, "num_images is 0"),
+        (GenerateConfig, {"height": -8}, "height is -8"),
+        (GenerateConfig, {"attention": "flash"}, "attention is 'flash'"),
+        (OptimizeConfig, {"method": "carinx"}, "did you mean carinox"),
+    ],
+)
+def test_out_of_range(kind, values, message):
+    with pytest.raises(ValueError, match=message):
+        kind(**values)
+
+
+def test_resume_implies_out():
+    assert TrainConfig(resume="runs/a").out == "runs/a"
+    assert TrainConfig(resume="runs/a", out="runs/a").out == "runs/a"
+
+
+@pytest.mark.parametrize(
+    ("values", "error", "message"),
+    [
+        ({"stps": 3}, ValueError, "no field 'stps'; did you mean steps"),
+        ({"steps": "many"}, TypeError, "steps is 'many'"),
+        ({"steps": True}, TypeError, "steps is True"),
+        ({"lora": [1]}, TypeError, "lora is"),
+        ({"steps": None}, TypeError, "steps is None"),
+    ],
+)
+def test_foreign_values(values, error, message):
+    with pytest.raises(error, match=message):
+        from_dict(TrainConfig, values)
+
+
+def test_given_values_win_over_a_preset_even_where_they_are_the_default():
+    config = TrainConfig(preset="alignprop", steps=TrainConfig().steps)
+    assert config.steps == TrainConfig().steps
+    assert (config.weight_decay, config.grad_window) == (0.1, "random")
+    assert dataclasses.replace(config, steps=3).weight_decay == 0.1
+    assert dataclasses.replace(config, weight_decay=1e-4).weight_decay == 1e-4
+    with pytest.raises(ValueError, match="did you mean alignprop"):
+        TrainConfig(preset="aligprop")
+
+
+def test_presets_are_valid():
+    for name, values in PRESETS.items():
+        config = to_dict(TrainConfig(preset=name))
+        assert {key: config[key] for key in values} == values
+
+
+def test_integers_serve_as_floats():
+    assert from_dict(TrainConfig, {"guidance_scale": 3}).guidance_scale == 3

@@ -1,0 +1,285 @@
+"""Every family: the pipelines' own images, gradients, LoRA in plain diffusers."""
+
+import logging
+
+import pytest
+import torch
+from tiny import build, tiny_pipeline, with_scheduler
+from transformers import Gemma2Model
+
+from align.denoisers import denoiser_module, image_size
+from align.lora import add_lora, load_lora, save_lora
+from align.models import load_pipeline
+from align.sample import generate, make_noise
+
+PROMPTS = ["a red circle", "two green stars"]
+FAMILIES = [
+    "lcm",
+    "sdxl",
+    "pixart-alpha",
+    "pixart-sigma",
+    "sd3",
+    "sd3.5",
+    "flux-dev",
+    "flux-schnell",
+    "sana",
+    "sana-sprint",
+]
+NO_BINNING = ("pixart", "sana")  # sizes are never binned here, as they are there by default
+LONG_TEXT = ("pixart", "sd3", "flux", "sana")
+NOT_GUIDED = ("lcm", "flux", "sana-sprint")  # their guidance scale is an input of the model
+
+
+def size_of(name):
+    """Small sides that the family's pipeline accepts, square and not."""
+    return {"height": 32, "width": 32} if name.startswith("sana") else {"height": 16, "width": 16}
+
+
+def seeded(*seeds):
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def own_images(pipe, name, **settings):
+    if name.startswith(NO_BINNING):
+        settings["use_resolution_binning"] = False
+    return pipe(PROMPTS, output_type="pt", **settings).images
+
+
+@pytest.mark.parametrize("stretch", [1, 2])
+@pytest.mark.parametrize("guidance_scale", [1.0, 4.0])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_same_images_as_the_pipeline(name, guidance_scale, stretch):
+    pipe, size = tiny_pipeline(name), size_of(name)
+    size["width"] *= stretch
+    settings = {"num_inference_steps": 2, "guidance_scale": guidance_scale, **size}
+    if name.startswith(LONG_TEXT):
+        settings["max_sequence_length"] = 16
+    expected = own_images(pipe, name, generator=seeded(7, 8), **settings)
+    actual = generate(pipe, PROMPTS, generator=seeded(7, 8), **settings)
+    assert actual.shape == (2, 3, size["height"], size["width"])
+    torch.testing.assert_close(actual, expected, atol=1e-4, rtol=0)
+    assert actual.std() > 0.01
+    assert (actual[0] - actual[1]).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("name", ["sdxl", "pixart-alpha", "pixart-sigma", "sd3", "sana"])
+def test_negative_prompts(name):
+    pipe, size = tiny_pipeline(name), size_of(name)
+    settings = {"num_inference_steps": 2, "guidance_scale": 4.0, **size}
+    negative = ["blue", "grey"]
+    expected = own_images(pipe, name, generator=seeded(7, 8), negative_prompt=negative, **settings)
+    actual = generate(pipe, PROMPTS, generator=seeded(7, 8), negative_prompts=negative, **settings)
+    torch.testing.assert_close(actual, expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["lcm", "flux-dev", "sana-sprint"])
+def test_families_without_negative_prompts_say_so(name, caplog):
+    with caplog.at_level(logging.WARNING):
+        generate(
+            tiny_pipeline(name),
+            PROMPTS,
+            negative_prompts="blue",
+            num_inference_steps=1,
+            **size_of(name),
+        )
+    assert "The negative prompt has no effect" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["sdxl-turbo", "pixart-dmd"])
+def test_distilled_models_take_one_step_without_guidance(name):
+    pipe, size, seen = tiny_pipeline(name), size_of(name), []
+    settings = {"num_inference_steps": 1, "guidance_scale": 0.0, **size}
+    if name == "pixart-dmd":
+        settings["timesteps"] = [400]
+    expected = own_images(pipe, name, generator=seeded(7, 8), **settings)
+    actual = generate(pipe, PROMPTS, seed=7, on_step=lambda *step: seen.append(step), **size)
+    assert len(seen) == 1
+    torch.testing.assert_close(actual, expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "scheduler", "changes"),
+    [
+        ("sd3", "FlowMatchEulerDiscreteScheduler", {"use_dynamic_shifting": True}),
+        ("sd3", "FlowMatchHeunDiscreteScheduler", {}),
+        ("flux-dev", "FlowMatchEulerDiscreteScheduler", {"use_karras_sigmas": True}),
+        ("sana", "FlowMatchEulerDiscreteScheduler", {"shift": 3.0}),
+        ("sdxl", "DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
+        ("pixart-sigma", "EulerAncestralDiscreteScheduler", {}),
+    ],
+)
+def test_other_schedulers(name, scheduler, changes):
+    pipe = with_scheduler(tiny_pipeline(name), scheduler, **changes)
+    settings = {"num_inference_steps": 3, **size_of(name)}
+    expected = own_images(pipe, name, generator=seeded(7, 8), **settings)
+    actual = generate(pipe, PROMPTS, generator=seeded(7, 8), **settings)
+    torch.testing.assert_close(actual, expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_sana_sprint_takes_few_steps(steps):
+    pipe = tiny_pipeline("sana-sprint")
+    settings = {"num_inference_steps": steps, **size_of("sana")}
+    own = {} if steps == 2 else {"intermediate_timesteps": None}
+    expected = own_images(pipe, "sana", generator=seeded(7, 8), **settings, **own)
+    actual = generate(pipe, PROMPTS, generator=seeded(7, 8), **settings)
+    torch.testing.assert_close(actual, expected, atol=1e-4, rtol=0)
+
+
+def test_flux_takes_packed_latents_as_its_pipeline_does():
+    pipe, settings = tiny_pipeline("flux-dev"), {"num_inference_steps": 2, **size_of("flux")}
+    noise = make_noise(pipe, [1, 2], 16, 16)
+    packed = pipe._pack_latents(noise, 2, 4, 8, 8)
+    expected = own_images(pipe, "flux", latents=packed, **settings)
+    for latents in (noise, packed):
+        actual = generate(pipe, PROMPTS, latents=latents, **settings)
+        torch.testing.assert_close(actual, expected, atol=1e-4, rtol=0)
+
+
+@pytest.fixture
+def float64_stays(monkeypatch):
+    """Make casts to float32 leave float64 alone.
+
+    Models and schedulers cast so for the sake of halves; here it would only add rounding noise
+    to the finite differences.
+    """
+    single, to = torch.Tensor.float, torch.Tensor.to
+
+    def kept_to(self, *arguments, **settings):
+        asked = (*arguments, *settings.values())
+        if self.dtype == torch.float64 and any(value is torch.float32 for value in asked):
+            return self
+        return to(self, *arguments, **settings)
+
+    monkeypatch.setattr(torch.Tensor, "to", kept_to)
+    monkeypatch.setattr(
+        torch.Tensor, "float", lambda self: self if self.dtype == torch.float64 else single(self)
+    )
+
+
+@pytest.mark.usefixtures("float64_stays")
+@pytest.mark.parametrize("name", FAMILIES)
+def test_gradients_to_lora_and_noise(name):
+    pipe = build(name)
+    for part in pipe.components.values():
+        # Gemma's attention mask overflows in float64; SANA casts the embeddings anyway.
+        if isinstance(part, torch.nn.Module) and not isinstance(part, Gemma2Model):
+            part.double()
+    last = [m for m in pipe.vae.decoder.modules() if isinstance(m, torch.nn.Conv2d)][-1]
+    last.weight.data *= 0.1  # little contrast, so that the clamp does not act
+    torch.manual_seed(1)
+    parameters = add_lora(pipe, rank=2)
+    for parameter in parameters:
+        parameter.data = 0.2 * torch.randn_like(parameter)
+    noise = make_noise(pipe, [0, 1], **size_of(name)).requires_grad_(True)
+    assert noise.dtype == torch.float64
+    leaves = [noise, *parameters]
+    directions = [torch.randn_like(leaf) for leaf in leaves]
+
+    def score(**settings):
+        images = generate(
+            pipe,
+            PROMPTS,
+            latents=noise,
+            generator=seeded(3, 4),
+            num_inference_steps=2,
+            guidance_scale=2.0,
+            **size_of(name),
+            **settings,
+        )
+        assert 0 < images.min() < images.max() < 1
+        weights = torch.linspace(-1, 1, images.numel(), dtype=images.dtype)
+        return (weights * images.sin().flatten()).sum()
+
+    grads = torch.autograd.grad(score(grad_steps="all", checkpointing=True), leaves)
+    step = 1e-6
+    for part in (slice(0, 1), slice(1, None)):
+        values = []
+        for sign in (1, -2, 1):
+            for leaf, direction in zip(leaves[part], directions[part], strict=True):
+                leaf.data += sign * step * direction
+            values.append(score().item())
+        measured = (values[0] - values[1]) / (2 * step)
+        expected = sum(
+            (g * d).sum().item() for g, d in zip(grads[part], directions[part], strict=True)
+        )
+        assert abs(measured) > 1e-6
+        assert expected == pytest.approx(measured, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_lora_loads_in_plain_diffusers(name, tmp_path):
+    pipe, size = build(name), size_of(name)
+    torch.manual_seed(1)
+    for parameter in add_lora(pipe, rank=2, alpha=4):
+        parameter.data = 0.5 * torch.randn_like(parameter)
+    run = {"num_inference_steps": 2, **size}
+    expected = generate(pipe, PROMPTS, seed=3, **run)
+    assert (expected - generate(tiny_pipeline(name), PROMPTS, seed=3, **run)).abs().max() > 1e-3
+    save_lora(pipe, tmp_path)
+    plain = build(name)
+    if name.startswith("pixart"):  # diffusers' PixArt pipelines load no LoRA; PEFT does
+        load_with_peft(plain.transformer, tmp_path)
+    else:
+        plain.load_lora_weights(str(tmp_path))
+    images = own_images(plain, name, generator=seeded(3, 4), **run)
+    torch.testing.assert_close(images, expected, atol=1e-4, rtol=0)
+    again = build(name)
+    load_lora(again, str(tmp_path))
+    torch.testing.assert_close(generate(again, PROMPTS, seed=3, **run), expected, atol=1e-5, rtol=0)
+
+
+def load_with_peft(transformer, folder):
+    from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    tensors = load_file(folder / "pytorch_lora_weights.safetensors")
+    tensors = {key.removeprefix("transformer."): value for key, value in tensors.items()}
+    layers = sorted({key.split(".lora_")[0] for key in tensors})
+    config = LoraConfig(r=2, lora_alpha=2, target_modules=layers)
+    inject_adapter_in_model(config, transformer)
+    assert not set_peft_model_state_dict(transformer, tensors).unexpected_keys
+
+
+@pytest.mark.parametrize("name", ["sdxl", "sd3", "flux-dev", "sana", "pixart-sigma"])
+def test_folders_load_again(name, tmp_path):
+    build(name).save_pretrained(tmp_path)
+    pipe = load_pipeline(tmp_path, device="cpu")
+    run = {"seed": 1, "num_inference_steps": 1, **size_of(name)}
+    expected = generate(tiny_pipeline(name), PROMPTS, **run)
+    torch.testing.assert_close(generate(pipe, PROMPTS, **run), expected, atol=1e-5, rtol=0)
+
+
+def test_a_lora_of_another_family_is_refused(tmp_path):
+    pipe = build("sd3")
+    add_lora(pipe, rank=2)
+    save_lora(pipe, tmp_path)
+    with pytest.raises(
+        ValueError, match=r"of another model: it changes transformer\..* which this"
+    ):
+        load_lora(build("sdxl"), str(tmp_path))
+    with pytest.raises(ValueError, match=r"of another model"):
+        load_lora(build("flux-dev"), str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "own", "unit"),
+    [("sdxl", 16, 2), ("pixart-alpha", 256, 4), ("flux-dev", 256, 4), ("sana", 1024, 2)],
+)
+def test_sizes(name, own, unit):
+    pipe = tiny_pipeline(name)
+    assert image_size(pipe, None, None) == (own, own)
+    with pytest.raises(ValueError, match=rf"needs a positive multiple of {unit}"):
+        image_size(pipe, 32, 33)
+
+
+def test_half_precision_vae_that_overflows_is_upcast_for_decoding():
+    pipe = build("sdxl")
+    assert pipe.vae.config.force_upcast
+    expected = generate(pipe, PROMPTS, seed=1, num_inference_steps=1)
+    pipe.vae.half()
+    torch.testing.assert_close(
+        generate(pipe, PROMPTS, seed=1, num_inference_steps=1), expected, atol=1e-2, rtol=0
+    )
+    assert pipe.vae.dtype == torch.float16
+    assert denoiser_module(pipe) is pipe.unet

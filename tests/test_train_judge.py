@@ -1,0 +1,65 @@
+"""The held-out judge: the best LoRA, early stopping, reward hacking, diversity."""
+
+import json
+
+import pytest
+import torch
+from train_helpers import LORA, run
+
+from align.training.judge import diversity, hacking_warning, paired
+
+
+def test_the_judge_keeps_the_best_and_stops(tmp_path):
+    """The judge likes dark images and the reward bright ones, so the base stays the best."""
+    dark = tmp_path / "dark.py"
+    dark.write_text("def dark(images, prompts):\n    return -images.mean((1, 2, 3))\n")
+    result, _ = run(
+        tmp_path,
+        reward=lambda images, prompts: images.mean((1, 2, 3)),
+        steps=6,
+        learning_rate=0.05,
+        judge=f"{dark}:dark",
+        judge_prompts="animals",
+        judge_images=8,
+        judge_every=1,
+        patience=2,
+    )
+    assert result.steps == 2
+    assert [record["judge"] for record in result.metrics] == sorted(
+        (record["judge"] for record in result.metrics), reverse=True
+    )
+    report = json.loads((result.out / "report.json").read_text())
+    assert report["judge"]["best_step"] == 0
+    assert (result.out / "lora-best" / LORA).is_file()
+    assert "the judge fell by" in result.metrics[-1]["warning"]
+    assert report["warnings"] == [result.metrics[-1]["warning"]]
+    assert "may be being hacked" in (result.out / "lora" / "README.md").read_text()
+
+
+def test_paired_differences():
+    assert paired([1, 2, 3], [2, 3, 4]) == (1, 0)
+    mean, error = paired([0, 0, 0, 0], [1, 2, 3, 4])
+    assert mean == 2.5
+    assert error == pytest.approx((5 / 3 / 4) ** 0.5)
+
+
+def test_hacking_is_a_rise_with_a_fall():
+    base = {"reward": [0, 0, 0], "judge": [1, 1, 1], "diversity": 0.2}
+    good = {"reward": [1, 1, 2], "judge": [1, 2, 1], "diversity": 0.19}
+    assert hacking_warning(base, good) is None
+    worse = hacking_warning(base, good | {"judge": [0.5, 0.4, 0.5]})
+    assert worse is not None
+    assert "the judge fell by 0.533" in worse
+    same = hacking_warning(base, good | {"diversity": 0.1})
+    assert same is not None
+    assert "diversity is 50% of the base" in same
+    assert hacking_warning(base, base | {"judge": [0, 0, 0]}) is None
+
+
+def test_diversity_is_zero_for_equal_images_and_blind_to_noise():
+    image = torch.rand(1, 1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    assert diversity(image.expand(2, 3, -1, -1, -1)) == 0
+    black_white = torch.stack([torch.zeros(3, 64, 64), torch.ones(3, 64, 64)])[None]
+    assert diversity(black_white) == pytest.approx(1)
+    noise = torch.rand(1, 2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    assert diversity(noise) < 0.15

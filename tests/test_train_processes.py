@@ -1,0 +1,55 @@
+"""Training in several processes, and killed in the middle."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from train_child import run
+from train_helpers import PROMPTS
+
+from align.training.checkpoints import list_checkpoints
+
+CHILD = str(Path(__file__).with_name("train_child.py"))
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1", "PYTHONWARNINGS": "ignore"}
+
+
+def start(*command):
+    environment = os.environ | ENVIRONMENT
+    result = subprocess.run(
+        [sys.executable, *command], env=environment, capture_output=True, text=True, timeout=600
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    return result.stdout
+
+
+def lora(folder):
+    return load_file(list_checkpoints(folder / "run")[0] / "lora.safetensors")
+
+
+def test_two_processes_equal_one(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "prompts.txt").write_text("\n".join(PROMPTS))
+    run(tmp_path / "one")
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    start(*torchrun, CHILD, "run", str(tmp_path / "two"))
+    one, two = lora(tmp_path / "one"), lora(tmp_path / "two")
+    assert one.keys() == two.keys()
+    for name, weight in one.items():
+        assert weight.dtype == torch.float64
+        torch.testing.assert_close(two[name], weight, atol=1e-6, rtol=0)
+    assert max(weight.abs().max() for weight in one.values()) > 1e-2
+
+
+@pytest.mark.parametrize(("steps", "kills"), [(4, 2), pytest.param(30, 20, marks=pytest.mark.slow)])
+def test_killed_and_resumed_equals_uninterrupted(tmp_path, steps, kills):
+    hits = int(start(CHILD, "kill", str(tmp_path), str(steps), str(kills)).split()[-1])
+    assert hits >= kills // 2
+    whole, killed = lora(tmp_path / "whole"), lora(tmp_path / "killed")
+    assert list_checkpoints(tmp_path / "killed" / "run")[0].name == f"step-{steps}"
+    assert whole.keys() == killed.keys()
+    assert all(torch.equal(whole[name], killed[name]) for name in whole)
