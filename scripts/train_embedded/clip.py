@@ -1,11 +1,13 @@
 """Train `scenes-clip`: image and text encoders, contrastively.
 
-    python scripts/train_embedded/clip.py --minutes 12
+    python scripts/train_embedded/clip.py --minutes 16                             # from scratch
+    python scripts/train_embedded/clip.py --minutes 45 --continue --redrawn 8192   # on from there
 
 A batch holds groups of four: a seen scene and three with one fact changed, so that every picture
 meets near misses of its prompt and every prompt near misses of its picture. Symmetric InfoNCE;
-pairs that happen to be true are left out of the denominators. Writes the image tower to
-align/embedded/rewards/scenes-clip and the text encoder, a plain CLIPTextModel, below it.
+pairs that happen to be true are left out of the denominators. `--redrawn` fills half of each batch
+with pictures that the embedded generator redrew, for its own kind of faults. Writes the image tower
+to align/embedded/rewards/scenes-clip and the text encoder, a plain CLIPTextModel, below it.
 """
 
 import argparse
@@ -14,8 +16,9 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from imperfect import pictures
+from imperfect import pictures, redrawn_pool
 from loop import LoopConfig, train
+from near_misses import draw_groups
 from torch import Tensor, nn
 from transformers import CLIPTextModel
 from truth import truth_matrix
@@ -25,11 +28,12 @@ from align.rewards.scenes_clip import (
     NAME,
     PREFIX,
     ImageTower,
+    load_text_encoder,
     load_tokenizer,
     text_config,
     tokenize,
 )
-from align.rewards.scenes_layers import EMBEDDED, save_weights
+from align.rewards.scenes_layers import EMBEDDED, load_weights, save_weights
 from align.scenes import describe
 
 ROOT = Path(__file__).parents[2]
@@ -63,7 +67,8 @@ def contrastive_loss(logits: Tensor, true: Tensor) -> Tensor:
 
 def save(model: DualEncoder, step: int, args: argparse.Namespace) -> None:
     training = {"steps": step, "minutes": args.minutes, "batch_size": args.batch_size,
-                "seed": args.seed}  # fmt: skip
+                "seed": args.seed, "continued": args.continued,
+                "redrawn": args.redrawn}  # fmt: skip
     image = {"reward": NAME, "model": CONFIG, "training": training}
     save_weights(model.image.state_dict(), image, OUT)
     weights = {PREFIX + k.removeprefix(PREFIX): v for k, v in model.text.state_dict().items()}
@@ -80,12 +85,20 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--continue", dest="continued", action="store_true")
+    parser.add_argument("--redrawn", type=int, default=0, help="pictures by the generator")
     parser.add_argument("--work", type=Path, default=ROOT / "work/clip")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     tokenizer = load_tokenizer()
-    model = DualEncoder(tokenizer).to(args.device)
+    model = DualEncoder(tokenizer)
+    if args.continued:
+        load_weights(model.image, NAME)
+        model.text.load_state_dict(load_text_encoder().state_dict())
+        model.requires_grad_(True)
+    model.train().to(args.device)
+    pool = redrawn_pool(args.redrawn, args.seed) if args.redrawn else None
     config = LoopConfig(
         args.work, minutes=args.minutes, learning_rate=args.learning_rate,
         threads=args.threads, seed=args.seed, weight_decay=0.05,
@@ -93,8 +106,16 @@ def main() -> None:
 
     def loss_fn(step: int):
         rng = random.Random(f"clip-{args.seed}-{step}")
-        said, drawn = draw_groups(rng, args.batch_size)
-        x = pictures(drawn, rng, args.seed * 1_000_003 + step).to(args.device)
+        said, drawn = draw_groups(rng, args.batch_size // 2 if pool else args.batch_size)
+        x = pictures(drawn, rng, args.seed * 1_000_003 + step)
+        if pool:
+            images, pool_said, pool_drawn = pool
+            starts = rng.sample(range(0, len(images), 4), (args.batch_size - len(said)) // 4)
+            chosen = [start + k for start in starts for k in range(4)]
+            x = torch.cat([x, images[chosen] / 255])
+            said += [pool_said[i] for i in chosen]
+            drawn += [pool_drawn[i] for i in chosen]
+        x = x.to(args.device)
         ids = tokenize(tokenizer, [describe(s, rng) for s in said]).to(args.device)
         with torch.autocast(args.device, torch.bfloat16):
             image = model.image(x)

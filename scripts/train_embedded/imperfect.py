@@ -2,15 +2,21 @@
 
 import io
 import random
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from diffusers import DiffusionPipeline
+from near_misses import draw_groups
 from PIL import Image
 from torch import Tensor
 
+from align.scenes.dataset import describe
 from align.scenes.grammar import Scene
 from align.scenes.render import render
+
+GENERATOR = Path(__file__).parents[2] / "align/embedded/scenes"
 
 
 def jpeg(image: np.ndarray, quality: int) -> np.ndarray:
@@ -59,3 +65,40 @@ def pictures(drawn: list[Scene], rng: random.Random, seed: int) -> Tensor:
     noisy = degrade(x, torch.Generator().manual_seed(seed))
     clean = torch.tensor([rng.random() < 0.2 for _ in drawn])
     return torch.where(clean[:, None, None, None], x, noisy)
+
+
+@torch.no_grad()
+def redraw(pipe, images: Tensor, prompts: list[str], strength: float, seed: int) -> Tensor:
+    """Low-noise image-to-image: images in [0, 1] noised up to `strength` in [0, 1) of the steps and
+    denoised again by DDIM without guidance, so that layout stays and surfaces become generated;
+    at 0 the round trip through the autoencoder alone."""
+    vae, scheduler = pipe.vae, pipe.scheduler
+    latents = vae.encode(images * 2 - 1).latent_dist.mean * vae.config.scaling_factor
+    scheduler.set_timesteps(12)
+    timesteps = scheduler.timesteps[len(scheduler.timesteps) - round(12 * strength) :]
+    if len(timesteps):
+        ids = pipe.tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt")
+        embeds = pipe.text_encoder(ids.input_ids)[0]
+        noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(seed))
+        latents = scheduler.add_noise(latents, noise, timesteps[:1].repeat(len(latents)))
+    for t in timesteps:
+        v = pipe.unet(latents, t, embeds).sample
+        latents = scheduler.step(v, t, latents).prev_sample
+    return (vae.decode(latents / vae.config.scaling_factor).sample / 2 + 0.5).clamp(0, 1)
+
+
+def redrawn_pool(count: int, seed: int, group: int = 4, batch: int = 64):
+    """`count` pictures, uint8 (count, 3, 64, 64), redrawn by the embedded generator at strengths of
+    0 to 0.5, with their (stated, placed) scenes in groups of near misses (see `draw_groups`)."""
+    pipe = DiffusionPipeline.from_pretrained(GENERATOR, safety_checker=None)
+    rng = random.Random(f"redrawn-{seed}")
+    said, drawn, images = [], [], []
+    while len(said) < count:
+        stated, placed = draw_groups(rng, batch, group)
+        x = torch.from_numpy(np.stack([render(s) for s in placed])).permute(0, 3, 1, 2) / 255
+        prompts = [describe(s, rng) for s in stated]
+        strength = rng.choice((0, 2, 3, 4, 5, 6)) / 12
+        x = redraw(pipe, x, prompts, strength, rng.getrandbits(40))
+        images.append((x * 255).round().to(torch.uint8))
+        said, drawn = said + stated, drawn + placed
+    return torch.cat(images), said, drawn

@@ -1,6 +1,7 @@
 """Train `scenes-vqa`: yes/no answers to assertions about scenes.
 
-    python scripts/train_embedded/vqa.py --minutes 8
+    python scripts/train_embedded/vqa.py --minutes 13                             # from scratch
+    python scripts/train_embedded/vqa.py --minutes 20 --continue --redrawn 4096   # on from there
 
 Each picture of a seen scene is asked about its own prompt, about near misses and about another
 picture of the batch, as many questions with the answer yes as with no. Answers come from the scene.
@@ -14,14 +15,14 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from imperfect import pictures
+from imperfect import pictures, redrawn_pool
 from loop import LoopConfig, train
 from near_misses import draw_groups, vary
 from truth import assertion_holds
 
 from align.decompose import scene_assertions
 from align.rewards.scenes_count import load as load_counter
-from align.rewards.scenes_layers import EMBEDDED, save_weights
+from align.rewards.scenes_layers import EMBEDDED, load_weights, save_weights
 from align.rewards.scenes_vqa import CONFIG, NAME, ScenesVqa, question_ids
 from align.scenes.grammar import Scene
 
@@ -57,13 +58,19 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--continue", dest="continued", action="store_true")
+    parser.add_argument("--redrawn", type=int, default=0, help="pictures by the generator")
     parser.add_argument("--work", type=Path, default=ROOT / "work/vqa")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     model = ScenesVqa(**CONFIG)
-    model.trunk.load_state_dict(load_counter(None, None).trunk.state_dict())
-    model.to(args.device)
+    if args.continued:
+        load_weights(model, NAME)
+    else:
+        model.trunk.load_state_dict(load_counter(None, None).trunk.state_dict())
+    model.requires_grad_(True).train().to(args.device)
+    pool = redrawn_pool(args.redrawn, args.seed) if args.redrawn else None
     config = LoopConfig(
         args.work, minutes=args.minutes, learning_rate=args.learning_rate,
         threads=args.threads, seed=args.seed,
@@ -71,8 +78,15 @@ def main() -> None:
 
     def loss_fn(step: int):
         rng = random.Random(f"vqa-{args.seed}-{step}")
-        said, drawn = draw_groups(rng, args.batch_size, group=2)
-        x = pictures(drawn, rng, args.seed * 1_000_003 + step).to(args.device)
+        said, drawn = draw_groups(rng, args.batch_size // (2 if pool else 1), group=2)
+        x = pictures(drawn, rng, args.seed * 1_000_003 + step)
+        if pool:
+            images, pool_said, pool_drawn = pool
+            chosen = rng.sample(range(len(images)), args.batch_size - len(said))
+            x = torch.cat([x, images[chosen] / 255])
+            said += [pool_said[i] for i in chosen]
+            drawn += [pool_drawn[i] for i in chosen]
+        x = x.to(args.device)
         asked = [ask(said[i], drawn[i], said[i - 2], rng) for i in range(len(said))]
         flat = [pair for questions in asked for pair in questions]
         ids = question_ids([question for question, _ in flat]).to(args.device)
@@ -93,7 +107,8 @@ def main() -> None:
 
     def save(ema: ScenesVqa, step: int) -> None:
         training = {"steps": step, "minutes": args.minutes, "batch_size": args.batch_size,
-                    "seed": args.seed}  # fmt: skip
+                    "seed": args.seed, "continued": args.continued,
+                    "redrawn": args.redrawn}  # fmt: skip
         save_weights(ema.state_dict(), {"reward": NAME, "model": CONFIG, "training": training}, OUT)
 
     train(model, loss_fn, config, on_checkpoint=save)
