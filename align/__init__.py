@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from align import nar, scenes
     from align.config import GenerateConfig, OptimizeConfig, TrainConfig
     from align.models import load_pipeline
+    from align.noise_opt.search import optimize
     from align.rewards import load_reward
     from align.sample import decode, generate
     from align.train import train
@@ -26,6 +27,7 @@ __all__ = [
     "load_pipeline",
     "load_reward",
     "nar",
+    "optimize",
     "scenes",
     "train",
 ]
@@ -39,6 +41,7 @@ _HOMES = {
     "generate": "align.sample",
     "load_pipeline": "align.models",
     "load_reward": "align.rewards",
+    "optimize": "align.noise_opt.search",
     "train": "align.train",
 }
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from align.checks import Attention, Dtype, check
+from align.optimize_config import OptimizeConfig as OptimizeConfig
+from align.optimize_config import OptimizeRunConfig as OptimizeRunConfig
 from align.train_config import TrainConfig as TrainConfig
-
-Method = Literal["bon", "zero-order", "evolution", "reno", "langevin", "carinox", "carinox-paper"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,45 +85,6 @@ class LoraFilesConfig:
     def __post_init__(self) -> None:
         """Raise ValueError where a value is out of range."""
         check(self)
-
-
-@dataclass(frozen=True, kw_only=True)
-class OptimizeConfig:
-    """How `align.optimize` searches for the noise of a prompt."""
-
-    method: Method = "carinox"
-    """bon, zero-order, evolution, reno, langevin, carinox or carinox-paper."""
-    iterations: int = 50
-    """Iterations (of each seed, where seeds are optimized apart)."""
-    seeds: int = 5
-    """Noises to start from."""
-    budget: str | None = None
-    """Stop at 30s, 200nfe or 64images, whichever unit is given."""
-    weights: str = "category"
-    """Weights of the reward's terms: category, uniform, or the path of a table."""
-    regularizer: float = 0.01
-    """Weight of the noise's log-norm prior."""
-    clip: float = 0.1
-    """L2 bound on each term's gradient; 0 leaves it."""
-    learning_rate: float = 5.0
-    """Step size of the gradient methods."""
-    num_inference_steps: int | None = None
-    """Denoising steps (default: the model's own; distilled models take 1)."""
-    guidance_scale: float | None = None
-    """Classifier-free guidance (default: the pipeline's own)."""
-    grad_steps: int | None = None
-    """Denoising steps with gradient (default: all)."""
-    seed: int = 0
-    """Seed of the noises."""
-
-    def __post_init__(self) -> None:
-        """Raise ValueError where a value is out of range."""
-        check(
-            self,
-            at_least_1=("iterations", "seeds", "num_inference_steps", "grad_steps"),
-            not_negative=("regularizer", "clip", "guidance_scale"),
-            positive=("learning_rate",),
-        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,14 +9,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from align.checks import choices, from_dict, to_dict
-from align.config import GenerateConfig, LoraFilesConfig, OptimizeConfig, TrainConfig
+from align.config import (
+    GenerateConfig,
+    LoraFilesConfig,
+    OptimizeConfig,
+    OptimizeRunConfig,
+    TrainConfig,
+)
 from align.presets import PRESETS
 
-KINDS = [GenerateConfig, LoraFilesConfig, OptimizeConfig, TrainConfig]
+KINDS = [GenerateConfig, LoraFilesConfig, OptimizeConfig, OptimizeRunConfig, TrainConfig]
 COUNTS = st.integers(1, 10_000)
 # Fields whose values depend on each other, or that have a range narrower than their type.
 NARROW = {
     "eta": st.floats(0, 1),
+    "budget": st.none() | st.sampled_from(["30s", "200nfe", "64images"]),
     "ema_decay": st.none() | st.floats(0, 1),
     "micro_batch_size": st.none(),
     "out": st.none() | st.text(),

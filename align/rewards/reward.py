@@ -112,9 +112,12 @@ class Reward(nn.Module):
 
     def combine(self, terms: dict[str, Float[Tensor, " b"]]) -> Float[Tensor, " b"]:
         """The expression's value from the scores of its terms, as `terms` returns them."""
-        return self._evaluate(self.expression, terms)
+        return self.evaluate(self.expression, terms)
 
-    def _evaluate(self, node: Term | Combination, terms: dict[str, Tensor]) -> Tensor:
+    def evaluate(
+        self, node: Term | Combination, terms: dict[str, Float[Tensor, " b"]]
+    ) -> Float[Tensor, " b"]:
+        """The value of a part of the expression from the scores of its terms."""
         if isinstance(node, Term):
             return terms[node.key]
         if node.kind == "z":
@@ -124,7 +127,7 @@ class Reward(nn.Module):
                 mean, std = self.statistics[part.key]
                 values.append(weight * (terms[part.key] - mean) / std)
         else:
-            values = [weight * self._evaluate(part, terms) for part, weight in node.items]
+            values = [weight * self.evaluate(part, terms) for part, weight in node.items]
         stack = torch.stack(values)
         if node.kind == "min":
             return stack.amin(0)

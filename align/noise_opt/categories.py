@@ -1,0 +1,116 @@
+"""What a prompt asks for: shares of categories, by rules over its assertions.
+
+The categories are T2I-CompBench++'s eight, and those that HRS-Bench adds: size, text (writing in
+the picture), action, emotion. A prompt may be several things at once, so each gets a share; what
+the rules cannot read stays unknown. Scenes prompts have the category of their grammar.
+"""
+
+import re
+from dataclasses import dataclass
+
+from align.decompose import Assertion, decompose
+from align.english_words import VERBS, verb_base
+from align.scenes import category as scenes_category
+
+COMPBENCH = (
+    "color", "shape", "texture", "2d_spatial", "3d_spatial", "non_spatial", "numeracy", "complex",
+)  # fmt: skip
+ADDED = ("size", "text", "action", "emotion")
+CATEGORIES = (*COMPBENCH, *ADDED, "single")
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+COLORS = _words("""
+red orange yellow green blue purple violet pink brown black white grey gray golden gold silver
+beige teal turquoise cyan magenta maroon navy cream tan lavender crimson colored colorful
+""")
+SHAPES = _words("""
+round square oval rectangular triangular circular spherical cubic conical cylindrical pyramidal
+pentagonal hexagonal octagonal diamond teardrop oblong flat curved pointed crescent long tall short
+big small large little huge tiny wide narrow thick thin sphere cube cone cylinder pyramid
+""")
+SIZES = _words("big small large little huge tiny giant miniature gigantic enormous bigger smaller")
+TEXTURES = _words("""
+wooden metallic metal leather glass plastic rubber fabric fluffy cotton wool woolen silk stone
+brick concrete ceramic paper velvet denim furry steel marble smooth rough soft hard shiny matte
+striped checkered spotted fuzzy
+""")
+LEFT_RIGHT = re.compile(
+    r"\b(left|right|top|bottom|above|below|over|under|underneath|beneath|next to|near|beside|"
+    r"(?:on )?(?:the )?side of)\b"
+)
+DEPTH = re.compile(r"\b(behind|in front of|hidden by|covering|hides?|blocking|obscur\w+)\b")
+COMPARED = re.compile(r"\b(bigger|smaller|larger|taller|shorter|longer|wider|thinner) than\b")
+WRITING = re.compile(
+    r"[\"“](.+?)[\"”]|\b(sign|text|letters|words?|billboard|poster|caption|label)\b"
+    r".*\b(says?|saying|reads?|reading|written|that says)\b"
+)
+EMOTION = re.compile(
+    r"\b(happy|sad|angry|afraid|scared|disgust(ed|ing)|surprised|joyful|fear|anger|happiness|"
+    r"sadness|feel(s|ing)?|excited|lonely|cheerful|gloomy)\b"
+)
+MANY = 3  # kinds of demand (or phrases, each described) from which a prompt is complex
+
+
+@dataclass(frozen=True)
+class Guess:
+    """Shares of categories, which sum to at most 1 (the rest is unknown), and the evidence."""
+
+    shares: dict[str, float]
+    why: str
+
+    @property
+    def unknown(self) -> float:
+        return max(0.0, 1 - sum(self.shares.values()))
+
+
+def classify(prompt: str) -> Guess:
+    """The categories of a prompt.
+
+    The strongest evidence of a prompt gets most of the weight: shares go with evidence squared.
+    """
+    try:
+        return Guess({scenes_category(prompt): 1.0}, "it is a prompt of the scenes grammar")
+    except ValueError:
+        pass
+    evidence = _evidence(prompt)
+    total = sum(value**2 for value in evidence.values())
+    if total == 0:
+        return Guess({}, "none of the rules reads it")
+    shares = {name: value**2 / total for name, value in evidence.items() if value}
+    shares = dict(sorted(shares.items(), key=lambda pair: -pair[1]))
+    return Guess(shares, ", ".join(f"{name} {evidence[name]:g}" for name in shares))
+
+
+def _evidence(prompt: str) -> dict[str, float]:
+    """How much of each category the prompt holds, in assertions."""
+    text = prompt.lower()
+    facts = decompose(prompt)
+    attributes = [a for a in facts if a.kind == "attribute"]
+    found: dict[str, float] = dict.fromkeys(CATEGORIES, 0.0)
+    found["color"] = _holding(attributes, COLORS)
+    found["texture"] = _holding(attributes, TEXTURES)
+    found["shape"] = _holding(attributes, SHAPES - COLORS)
+    found["size"] = 3.0 * bool(COMPARED.search(text))
+    found["numeracy"] = 2.0 * sum(a.kind == "count" for a in facts)
+    found["3d_spatial"] = 3.0 * bool(DEPTH.search(text))
+    found["2d_spatial"] = 3.0 * bool(LEFT_RIGHT.search(text)) * (not found["3d_spatial"])
+    found["text"] = 4.0 * bool(WRITING.search(text))
+    found["emotion"] = 2.0 * bool(EMOTION.search(text))
+    acting = sum(verb_base(w) in VERBS for w in re.findall(r"[a-z]+(?:ing|s|ed)\b", text))
+    found["non_spatial"] = 1.5 * acting
+    kinds = sum(found[name] > 0 for name in ("color", "texture", "shape", "2d_spatial"))
+    kinds += bool(found["3d_spatial"]) + bool(acting)
+    objects = {a.subject.noun for a in facts if a.kind == "object" and a.subject}
+    if kinds >= MANY or (len(attributes) >= MANY and len(objects) >= 2):
+        found["complex"] = 1.5 * max(len(attributes), kinds)
+    return found
+
+
+def _holding(attributes: list[Assertion], words: frozenset[str]) -> float:
+    """How many of the attributes have one of these words."""
+    named = [" ".join(a.subject.attributes) if a.subject else "" for a in attributes]
+    return float(sum(bool(words & set(re.findall(r"[a-z]+", text))) for text in named))

@@ -1,0 +1,132 @@
+"""Images, scores and gradients for an `Ask`: the only place where a search meets the models."""
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from align.budget import Purse
+from align.noise_opt.objective import Objective
+from align.noise_opt.paint import Painter
+from align.noise_opt.records import Answer, Pull
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Answers for one prompt; every pass is counted in the purse."""
+
+    paint: Painter
+    objective: Objective
+    prompt: str
+    metadata: dict[str, Any] | None
+    purse: Purse
+    batch_size: int
+    clip: float = 0.0
+    """L2 bound on each term's gradient on the image, for "image"; 0 leaves it."""
+
+    def __call__(self, noise: Float[Tensor, "n c h w"], pull: Pull | None = None) -> Answer:
+        """Images of these noises with their scores, `batch_size` at a time."""
+        answers = [self._batch(part, pull) for part in noise.detach().split(self.batch_size)]
+        gradients = [a.gradients for a in answers if a.gradients is not None]
+        return Answer(
+            images=torch.cat([a.images for a in answers]),
+            terms={n: torch.cat([a.terms[n] for a in answers]) for n in answers[0].terms},
+            totals=torch.cat([a.totals for a in answers]),
+            gradients=torch.cat(gradients, dim=1) if gradients else None,
+        )
+
+    def _batch(self, noise: Tensor, pull: Pull | None) -> Answer:
+        count = len(noise)
+        self.purse.generator_forwards += count
+        if pull is None:
+            with torch.no_grad():
+                images = self.paint(noise)
+            return Answer(images, *self.score(images), None)
+        with torch.enable_grad():
+            leaf = noise.requires_grad_(True)
+            painted = self.paint(leaf)
+        images, broken = _mended(painted.detach())
+        with torch.enable_grad():
+            pixels = images.requires_grad_(True)
+            terms = self._terms(pixels)
+            losses = [
+                -part.value(self.objective.reward, terms).sum() for part in self.objective.pulled
+            ]
+            slopes = [torch.autograd.grad(loss, pixels, retain_graph=True)[0] for loss in losses]
+        terms = {name: score.detach() for name, score in terms.items()}
+        gradients = self._pull_back(pull, painted, leaf, torch.stack(slopes))
+        images = images.detach()
+        return Answer(images, terms, self._totals(terms, broken), gradients)
+
+    def score(
+        self, images: Float[Tensor, "n 3 height width"]
+    ) -> tuple[dict[str, Float[Tensor, " n"]], Float[Tensor, " n"]]:
+        """Terms and totals of images, without gradient."""
+        with torch.no_grad():
+            images, broken = _mended(images)
+            terms = self._terms(images)
+            return terms, self._totals(terms, broken)
+
+    def _terms(self, images: Tensor) -> dict[str, Tensor]:
+        count = len(images)
+        self.purse.reward_forwards += count
+        metadata = None if self.metadata is None else [self.metadata] * count
+        return self.objective.reward.terms(images, [self.prompt] * count, metadata)
+
+    def _totals(self, terms: dict[str, Tensor], broken: Tensor) -> Tensor:
+        totals = self.objective.total(terms).to(broken.device)
+        return totals.masked_fill(broken | ~totals.isfinite(), -torch.inf)
+
+    def _pull_back(
+        self, pull: Pull, painted: Tensor, noise: Tensor, slopes: Float[Tensor, "k n 3 h w"]
+    ) -> Float[Tensor, "k n c h w"]:
+        """Gradients on the image to gradients on the noise, one backward pass each row of k."""
+        slopes = slopes.to(painted)
+        if pull == "image":
+            slopes = clipped(slopes.flatten(0, 1), self.clip).view_as(slopes)
+        if pull in ("sum", "image"):
+            weights = [part.weight for part in self.objective.pulled]
+            slopes = torch.tensordot(torch.tensor(weights).to(slopes), slopes, 1)[None]
+        self.purse.generator_backwards += len(slopes) * len(noise)
+        if pull == "exact":
+            return batched_vjp(painted, noise, slopes)
+        passes = [
+            torch.autograd.grad(painted, noise, slope, retain_graph=index + 1 < len(slopes))[0]
+            for index, slope in enumerate(slopes)
+        ]
+        return torch.stack(passes)
+
+
+def batched_vjp(
+    images: Float[Tensor, "n 3 height width"],
+    noise: Float[Tensor, "n c h w"],
+    slopes: Float[Tensor, "k n 3 height width"],
+) -> Float[Tensor, "k n c h w"]:
+    """k vector-Jacobian products through one graph in one call.
+
+    Operators without a batching rule, such as fused attention, run k times inside.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="There is a performance drop", append=False)
+        return torch.autograd.grad(images, noise, slopes, is_grads_batched=True)[0]
+
+
+def clipped(gradients: Float[Tensor, "n *shape"], bound: float) -> Float[Tensor, "n *shape"]:
+    """Each row at an L2 norm of at most `bound`, as `clip_grad_norm_` does; 0 leaves them."""
+    if bound == 0:
+        return gradients
+    norms = gradients.flatten(1).norm(dim=1)
+    factors = (bound / (norms + 1e-6)).clamp(max=1.0)
+    return gradients * factors.view(-1, *[1] * (gradients.ndim - 1))
+
+
+def _mended(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Grey in place of images that are not finite, and which those are."""
+    broken = ~images.flatten(1).isfinite().all(1)
+    if broken.any():
+        images = images.clone()
+        images[broken] = 0.5
+    return images, broken

@@ -1,0 +1,92 @@
+"""`make_painter`: noise to images for one prompt, the same map in every iteration."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from align.denoisers import denoiser_module, encode_prompts, make_denoiser
+from align.pixels import decode
+from align.sample import check_steps, sample
+
+Painter = Callable[[Float[Tensor, "n c h w"]], Float[Tensor, "n 3 height width"]]
+
+
+def make_painter(
+    pipe: Any,
+    prompt: str,
+    *,
+    num_inference_steps: int,
+    guidance_scale: float | None = None,
+    grad_steps: int | None = None,
+    seed: int = 0,
+    checkpointing: bool = False,
+    height: int | None = None,
+    width: int | None = None,
+) -> Painter:
+    """A function from float32 noise of unit variance to images in [0, 1].
+
+    Noise that requires a gradient gets one, through the last `grad_steps` steps (None: all); the
+    steps before then count as the identity. Samplers that draw noise of their own draw the same
+    one every time, that of `align.generate` with this seed. Works in the model's precision.
+
+    Raises ValueError where grad_steps is out of range, or the sampler remembers former steps and
+    cannot be cut in two.
+    """
+    grad_steps = num_inference_steps if grad_steps is None else grad_steps
+    check_steps(num_inference_steps, grad_steps, 0.0)
+    cut = num_inference_steps - grad_steps
+    if cut and type(pipe.scheduler).__name__ not in _MEMORYLESS:
+        raise ValueError(
+            f"grad_steps is {grad_steps} of {num_inference_steps} steps; with "
+            f"{type(pipe.scheduler).__name__} noise takes its gradient through all of them. "
+            f"Fewer work with {', '.join(sorted(_MEMORYLESS))}"
+        )
+    embeds = encode_prompts(pipe, prompt, guidance_scale=guidance_scale)
+    dtype = denoiser_module(pipe).dtype
+
+    def paint(noise: Tensor) -> Tensor:
+        denoise = make_denoiser(
+            pipe,
+            None,
+            guidance_scale=guidance_scale,
+            checkpointing=checkpointing,
+            height=height,
+            width=width,
+            prompt_embeds={k: v.repeat_interleave(len(noise), 0) for k, v in embeds.items()},
+        )
+        generator = [torch.Generator().manual_seed(seed) for _ in range(len(noise))]
+        run: dict[str, Any] = {
+            "num_inference_steps": num_inference_steps,
+            "generator": generator,
+        }
+        latents = noise.to(dtype)
+        wanted = torch.is_grad_enabled() and noise.requires_grad
+        if wanted and cut:
+            with torch.no_grad():
+                before = sample(denoise, pipe.scheduler, latents, stop=cut, **run)
+            latents = before + latents - latents.detach()
+        latents = sample(
+            denoise,
+            pipe.scheduler,
+            latents,
+            start=cut if wanted else 0,
+            grad_steps=grad_steps if wanted else 0,
+            **run,
+        )
+        return decode(pipe, latents, checkpointing=checkpointing)
+
+    return paint
+
+
+# Schedulers of first order whose step depends on nothing but the latents and the timestep.
+_MEMORYLESS = {
+    "DDIMScheduler",
+    "DDPMScheduler",
+    "EulerDiscreteScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "FlowMatchEulerDiscreteScheduler",
+    "LCMScheduler",
+}

@@ -1,0 +1,267 @@
+"""`optimize`: the search for the noise of one prompt, whatever the method, step by step."""
+
+import itertools
+import time
+from collections.abc import Generator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from align.budget import Purse, parse_budget
+from align.denoisers import default_steps
+from align.noise_opt.ascend import carinox_paper, langevin, reno
+from align.noise_opt.carinox import carinox
+from align.noise_opt.evaluate import Evaluator
+from align.noise_opt.explore import bon, evolution, zero_order
+from align.noise_opt.guard import disturbed
+from align.noise_opt.objective import Objective, check_gradients
+from align.noise_opt.paint import Painter, make_painter
+from align.noise_opt.records import Answer, Ask, OptimizeStep, Pull, Setup
+from align.noise_opt.regularizers import prior_gradient
+from align.noise_opt.weights import Weighing, weigh
+from align.optimize_config import OptimizeConfig
+from align.rewards import load_reward
+from align.sample import make_noise
+
+METHODS = {
+    "bon": bon,
+    "zero-order": zero_order,
+    "evolution": evolution,
+    "reno": reno,
+    "langevin": langevin,
+    "carinox": carinox,
+    "carinox-paper": carinox_paper,
+}
+PULLS: dict[str, Pull] = {
+    "reno": "sum", "langevin": "sum", "carinox": "image", "carinox-paper": "per-term",
+}  # fmt: skip
+GUARDED = 3  # of an iteration's candidates are looked at more closely before one becomes the best
+TIMED = 3  # runs that a backward's cost is the median of
+
+
+def optimize(
+    pipe: Any,
+    prompt: str,
+    reward: Any,
+    config: OptimizeConfig | None = None,
+    *,
+    metadata: dict[str, Any] | None = None,
+) -> Generator[OptimizeStep, None, None]:
+    """Search the noise whose image of `prompt` a reward likes best; yields every iteration.
+
+    `reward` is an expression or a callable as `align.load_reward` takes it; `metadata` is handed
+    to it. Close the generator at any time: `best_image` and `best_noise` of the last step are the
+    result. The noise is float32 of unit variance, as `align.generate(latents=...)` takes it.
+
+    Raises ValueError, before any work, for an empty prompt, a reward without gradient where the
+    method needs one, a budget that pays for no image, or settings that do not fit the model.
+    """
+    config = config or OptimizeConfig()
+    if not isinstance(prompt, str):
+        raise TypeError(f"prompt must be a str, got {type(prompt).__name__}; give one prompt")
+    if not prompt.strip():
+        raise ValueError("the prompt is empty; say what the image should show")
+    reward = load_reward(reward)
+    weighing = weigh(reward, prompt, config.own("weights"), config.category)
+    if config.method in PULLS:
+        check_gradients(config.method, weighing.objective.parts)
+    steps = config.num_inference_steps or default_steps(pipe)
+    check_budget(config, steps)
+    paint = _painter(pipe, prompt, config, steps)
+    return _run(pipe, prompt, paint, weighing, config, steps, metadata)
+
+
+def check_budget(config: OptimizeConfig, steps: int) -> None:
+    """Raise ValueError where a budget does not pay for one image of this many steps."""
+    if config.budget is None:
+        return
+    budget = parse_budget(config.budget)
+    least = steps if budget.unit == "nfe" else 1 if budget.unit == "images" else 0
+    if budget.amount < least:
+        raise ValueError(
+            f"budget is {config.budget}, but one image takes {least} {budget.unit}; give more"
+        )
+
+
+def measure_backward_cost(pipe: Any, prompt: str, config: OptimizeConfig, batch: int = 2) -> float:
+    """Forwards of the generator that one backward counts as, timed on this machine.
+
+    (forward with graph + backward) / (forward without graph) - 1, medians of three runs.
+    """
+    steps = config.num_inference_steps or default_steps(pipe)
+    paint = _painter(pipe, prompt, config, steps)
+    noise = make_noise(pipe, list(range(batch)), config.height, config.width).float()
+
+    def forward() -> None:
+        with torch.no_grad():
+            paint(noise).sum().item()
+
+    def both() -> None:
+        with torch.enable_grad():
+            leaf = noise.clone().requires_grad_(True)
+            torch.autograd.grad(paint(leaf).sum(), leaf)[0].sum().item()
+
+    plain, graph = _median_seconds(forward), _median_seconds(both)
+    return max(0.1, graph / plain - 1)
+
+
+def _median_seconds(action: Any) -> float:
+    action()
+    seconds = []
+    for _ in range(TIMED):
+        start = time.perf_counter()
+        action()
+        seconds.append(time.perf_counter() - start)
+    return sorted(seconds)[TIMED // 2]
+
+
+def _painter(pipe: Any, prompt: str, config: OptimizeConfig, steps: int) -> Painter:
+    return make_painter(
+        pipe,
+        prompt,
+        num_inference_steps=steps,
+        guidance_scale=config.guidance_scale,
+        grad_steps=config.grad_steps,
+        seed=config.seed,
+        checkpointing=config.checkpointing,
+        height=config.height,
+        width=config.width,
+    )
+
+
+@dataclass
+class _Best:
+    """The best candidate so far."""
+
+    image: Tensor | None = None
+    noise: Tensor | None = None
+    terms: dict[str, float] = field(default_factory=dict)
+    total: float = -float("inf")
+    disturbed: float = -float("inf")
+    """Mean score of slightly changed copies of the image, where the guard is on."""
+
+
+def _run(
+    pipe: Any,
+    prompt: str,
+    paint: Painter,
+    weighing: Weighing,
+    config: OptimizeConfig,
+    steps: int,
+    metadata: dict[str, Any] | None,
+) -> Generator[OptimizeStep, None, None]:
+    purse = Purse(parse_budget(config.budget) if config.budget else None, steps)
+    if config.backward_cost is not None:
+        purse.backward_cost = config.backward_cost
+    elif purse.budget is not None and config.method in PULLS and purse.budget.unit != "images":
+        purse.backward_cost = measure_backward_cost(pipe, prompt, config)
+    evaluate = Evaluator(
+        paint, weighing.objective, prompt, metadata, purse, config.batch_size, config.clip
+    )
+    search = METHODS[config.method](_setup(pipe, weighing.objective, config, purse))
+    best, answer = _Best(), None
+    for iteration in itertools.count():
+        try:
+            ask = next(search) if answer is None else search.send(answer)
+        except StopIteration:
+            break
+        answer = evaluate(ask.noise, ask.pull)
+        improved = _choose(best, ask, answer, evaluate, guard=config.method == "carinox")
+        if best.image is None or best.noise is None:
+            raise RuntimeError(
+                f"no image of {prompt!r} and its score was finite; try another dtype or model"
+            )
+        yield _step(iteration, ask, answer, best, purse, improved)
+
+
+def _setup(pipe: Any, objective: Objective, config: OptimizeConfig, purse: Purse) -> Setup:
+    pull = PULLS.get(config.method, "sum")
+    if config.exact and config.method == "carinox":
+        pull = "exact"
+    weights = torch.tensor([part.weight for part in objective.pulled])
+    double = pipe.vae.dtype == torch.float64
+
+    def draw(start: int, count: int) -> Tensor:
+        seeds = [config.seed + start + i for i in range(count)]
+        noise = make_noise(pipe, seeds, config.height, config.width)
+        return noise.double() if double else noise.float()
+
+    return Setup(
+        iterations=config.own("iterations"),
+        seeds=config.own("seeds"),
+        seeds_given=config.seeds is not None,
+        iterations_given=config.iterations is not None,
+        learning_rate=config.own("learning_rate"),
+        clip=config.clip,
+        weights=weights.to(pipe._execution_device),
+        pull=pull,
+        prior=prior_gradient(config.prior, config.regularizer),
+        draw=draw,
+        fresh=torch.Generator().manual_seed(config.seed),
+        batch_size=config.batch_size,
+        purse=purse,
+    )
+
+
+def _choose(best: _Best, ask: Ask, answer: Answer, evaluate: Evaluator, guard: bool) -> bool:
+    """Take over a candidate that beats the best; whether there was one.
+
+    With the guard it has to beat it on slightly changed copies of its image too.
+    """
+    order = answer.totals.argsort(descending=True, stable=True)
+    for row in order[: GUARDED if guard else 1].tolist():
+        total = float(answer.totals[row])
+        if not total > best.total:
+            return False
+        robust = total
+        if guard:
+            robust = float(evaluate.score(disturbed(answer.images[row]))[1].mean())
+            if best.image is not None and not robust > best.disturbed:
+                continue
+        best.image, best.noise = answer.images[row], ask.noise[row].detach().clone()
+        best.terms = {name: float(score[row]) for name, score in answer.terms.items()}
+        best.total, best.disturbed = total, robust
+        return True
+    return False
+
+
+def _step(
+    iteration: int, ask: Ask, answer: Answer, best: _Best, purse: Purse, improved: bool
+) -> OptimizeStep:
+    assert best.image is not None
+    assert best.noise is not None
+    row = int(answer.totals.argmax())
+    return OptimizeStep(
+        iteration=iteration,
+        phase=ask.phase,
+        image=answer.images[row],
+        terms={name: float(score[row]) for name, score in answer.terms.items()},
+        total=float(answer.totals[row]),
+        noise=ask.noise[row].detach(),
+        best_image=best.image,
+        best_terms=best.terms,
+        best_total=best.total,
+        best_noise=best.noise,
+        seconds=purse.seconds,
+        generator_forwards=purse.generator_forwards,
+        generator_backwards=purse.generator_backwards,
+        reward_forwards=purse.reward_forwards,
+        improved=improved,
+        images=answer.images,
+        totals=answer.totals,
+        noises=ask.noise.detach(),
+        notes=(*ask.notes, *_dropped(answer)),
+    )
+
+
+def _dropped(answer: Answer) -> tuple[str, ...]:
+    """A sentence where candidates are lost, as their score or gradient is not finite."""
+    bad = ~answer.totals.isfinite()
+    if answer.gradients is not None:
+        bad = bad | ~answer.gradients.transpose(0, 1).flatten(1).isfinite().all(1)
+    count = int(bad.sum())
+    if count == 0:
+        return ()
+    return (f"{count} of {len(bad)} candidates dropped: score or gradient is not finite",)
