@@ -3,9 +3,10 @@
     python scripts/train_embedded/clip.py --minutes 16                             # from scratch
     python scripts/train_embedded/clip.py --minutes 45 --continue --redrawn 8192   # on from there
 
-A batch holds groups of four: a seen scene and three with one fact changed, so that every picture
-meets near misses of its prompt and every prompt near misses of its picture. Symmetric InfoNCE;
-pairs that happen to be true are left out of the denominators. `--redrawn` fills half of each batch
+A batch holds groups: a seen scene, three with one fact changed, and the first with an object too
+many, which no prompt describes, so that every picture meets near misses of its prompt and every
+prompt near misses of its picture. Symmetric InfoNCE; pairs that happen to be true are left out of
+the denominators. `--redrawn` fills half of each batch
 with pictures that the embedded generator redrew, for its own kind of faults. Writes the image tower
 to align/embedded/rewards/scenes-clip and the text encoder, a plain CLIPTextModel, below it.
 """
@@ -18,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from imperfect import pictures, redrawn_pool
 from loop import LoopConfig, train
-from near_misses import draw_groups
+from near_misses import draw_intruded_groups
 from torch import Tensor, nn
 from transformers import CLIPTextModel
 from truth import truth_matrix
@@ -57,12 +58,14 @@ class DualEncoder(nn.Module):
         return self.image.text_features(pooled[order.argsort()])
 
 
-def contrastive_loss(logits: Tensor, true: Tensor) -> Tensor:
-    """Symmetric InfoNCE over (pictures, prompts) with true off-diagonal pairs masked out."""
-    others = true & ~torch.eye(len(true), dtype=torch.bool, device=true.device)
+def contrastive_loss(logits: Tensor, true: Tensor, own: Tensor) -> Tensor:
+    """Symmetric InfoNCE over (pictures, prompts); `own` is each prompt's picture. Other true pairs
+    are masked out; pictures without a prompt are wrong answers only."""
+    columns = torch.arange(len(own), device=own.device)
+    others = true.clone()
+    others[own, columns] = False
     logits = logits.masked_fill(others, -torch.inf)
-    labels = torch.arange(len(logits), device=logits.device)
-    return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
+    return (F.cross_entropy(logits[own], columns) + F.cross_entropy(logits.T, own)) / 2
 
 
 def save(model: DualEncoder, step: int, args: argparse.Namespace) -> None:
@@ -98,7 +101,7 @@ def main() -> None:
         model.text.load_state_dict(load_text_encoder().state_dict())
         model.requires_grad_(True)
     model.train().to(args.device)
-    pool = redrawn_pool(args.redrawn, args.seed) if args.redrawn else None
+    pool = redrawn_pool(args.redrawn, args.seed, draw_intruded_groups) if args.redrawn else None
     config = LoopConfig(
         args.work, minutes=args.minutes, learning_rate=args.learning_rate,
         threads=args.threads, seed=args.seed, weight_decay=0.05,
@@ -106,15 +109,17 @@ def main() -> None:
 
     def loss_fn(step: int):
         rng = random.Random(f"clip-{args.seed}-{step}")
-        said, drawn = draw_groups(rng, args.batch_size // 2 if pool else args.batch_size)
+        size = args.batch_size // 2 if pool else args.batch_size
+        said, drawn = draw_intruded_groups(rng, size)
         x = pictures(drawn, rng, args.seed * 1_000_003 + step)
         if pool:
             images, pool_said, pool_drawn = pool
-            starts = rng.sample(range(0, len(images), 4), (args.batch_size - len(said)) // 4)
-            chosen = [start + k for start in starts for k in range(4)]
-            x = torch.cat([x, images[chosen] / 255])
-            said += [pool_said[i] for i in chosen]
-            drawn += [pool_drawn[i] for i in chosen]
+            start = rng.randrange(len(images) - size)  # neighbours are near misses of each other
+            x = torch.cat([x, images[start : start + size] / 255])
+            said += pool_said[start : start + size]
+            drawn += pool_drawn[start : start + size]
+        own = torch.tensor([i for i, s in enumerate(said) if s is not None], device=args.device)
+        said = [s for s in said if s is not None]
         x = x.to(args.device)
         ids = tokenize(tokenizer, [describe(s, rng) for s in said]).to(args.device)
         with torch.autocast(args.device, torch.bfloat16):
@@ -123,8 +128,8 @@ def main() -> None:
         scale = model.image.log_scale.exp().clamp(max=100)
         logits = scale * image.float() @ text.float().T
         true = truth_matrix(said, drawn).to(args.device)
-        loss = contrastive_loss(logits, true)
-        hits = (logits.argmax(1).cpu() == torch.arange(len(said))).float()
+        loss = contrastive_loss(logits, true, own)
+        hits = (logits.argmax(0) == own).float()
         return loss, {"accuracy": float(hits.mean()), "scale": float(scale.detach())}
 
     train(model, loss_fn, config, on_checkpoint=lambda ema, step: save(ema, step, args))

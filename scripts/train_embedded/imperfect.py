@@ -87,16 +87,16 @@ def redraw(pipe, images: Tensor, prompts: list[str], strength: float, seed: int)
     return (vae.decode(latents / vae.config.scaling_factor).sample / 2 + 0.5).clamp(0, 1)
 
 
-def redrawn_pool(count: int, seed: int, group: int = 4, batch: int = 64):
+def redrawn_pool(count: int, seed: int, draw=draw_groups, batch: int = 64):
     """`count` pictures, uint8 (count, 3, 64, 64), redrawn by the embedded generator at strengths of
-    0 to 0.5, with their (stated, placed) scenes in groups of near misses (see `draw_groups`)."""
+    0 to 0.5, with their (stated, placed) scenes from `draw(rng, batch)` of near_misses.py."""
     pipe = DiffusionPipeline.from_pretrained(GENERATOR, safety_checker=None)
     rng = random.Random(f"redrawn-{seed}")
     said, drawn, images = [], [], []
     while len(said) < count:
-        stated, placed = draw_groups(rng, batch, group)
+        stated, placed = draw(rng, batch)
         x = torch.from_numpy(np.stack([render(s) for s in placed])).permute(0, 3, 1, 2) / 255
-        prompts = [describe(s, rng) for s in stated]
+        prompts = ["" if s is None else describe(s, rng) for s in stated]
         strength = rng.choice((0, 2, 3, 4, 5, 6)) / 12
         x = redraw(pipe, x, prompts, strength, rng.getrandbits(40))
         images.append((x * 255).round().to(torch.uint8))

@@ -14,6 +14,7 @@ from align.scenes.grammar import (
     TEXTURES,
     Relation,
     Scene,
+    SceneObject,
     heldout_combinations,
     scene_category,
 )
@@ -111,6 +112,20 @@ def _vary_by(kind: str, scene: Scene, rng: random.Random) -> Scene:
     return changes[kind](scene, rng)
 
 
+def with_intruder(scene: Scene, rng: random.Random) -> Scene:
+    """`scene` with one object more that nobody named, no held-out combination either: half of the
+    time a double of one that is there, generators' commonest fault. No prompt states it."""
+    while True:
+        like = rng.choice(scene.objects)
+        if rng.random() < 0.5:
+            more = SceneObject(like.color, like.shape)
+        else:
+            more = SceneObject(rng.choice(list(COLORS)), rng.choice(SHAPES))
+        intruded = replace(scene, objects=(*scene.objects, more))
+        if not heldout_combinations(intruded):
+            return intruded
+
+
 def try_layout(scene: Scene, rng: random.Random) -> Scene | None:
     """`layout` with little patience: None where the scene hardly fits (two large ones, say)."""
     try:
@@ -136,3 +151,18 @@ def draw_groups(rng: random.Random, count: int, group: int = 4) -> tuple[list[Sc
                 said.append(stated)
                 drawn.append(placed)
     return said, drawn
+
+
+def draw_intruded_groups(rng: random.Random, count: int) -> tuple[list[Scene | None], list[Scene]]:
+    """As `draw_groups`, each group of four followed by a picture of its first scene with an object
+    too many, for which nothing is said (None)."""
+    said, drawn = [], []
+    while len(said) < count:
+        scene = random_scene(rng)
+        stated = [scene, *(vary(scene, rng) for _ in range(3))]
+        placed = [try_layout(s, rng) for s in stated]
+        if len(scene.objects) < 4:
+            stated, placed = [*stated, None], [*placed, try_layout(with_intruder(scene, rng), rng)]
+        if None not in placed:
+            said, drawn = said + stated, drawn + placed
+    return said[:count], drawn[:count]
