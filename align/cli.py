@@ -19,6 +19,7 @@ from align.config import (
     DemoConfig,
     GenerateConfig,
     LoraFilesConfig,
+    OptimizeRunConfig,
     QuickstartConfig,
     TrainConfig,
 )
@@ -59,6 +60,34 @@ def train(args: list[str]) -> None:
     folder = run(config).out
     if os.environ.get("RANK", "0") == "0":  # one of several processes speaks
         print(summary(folder))
+
+
+def evaluate(args: list[str]) -> None:
+    """a benchmark over prompts, with a judge that was not optimized"""
+    from align.evaluation.config import EvaluateConfig
+
+    config = parse(EvaluateConfig, args, "evaluate")
+    from align.evaluate import evaluate as run
+
+    print(run(config))
+
+
+def compare(args: list[str]) -> None:
+    """methods side by side at equal budgets, with judged quality against compute"""
+    from align.evaluation.config import CompareConfig
+
+    config = parse(CompareConfig, args, "compare")
+    from align.compare import compare as run
+
+    print(run(config))
+
+
+def optimize(args: list[str]) -> None:
+    """the noise of each prompt whose picture a reward likes best"""
+    config = parse(OptimizeRunConfig, args, "optimize")
+    from align.noise_opt.command import explain, optimize_prompts, summary
+
+    print(explain(config) if config.explain else summary(optimize_prompts(config)))
 
 
 def demo(args: list[str]) -> None:
@@ -155,6 +184,9 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "quickstart": quickstart,
     "train": train,
     "generate": generate,
+    "optimize": optimize,
+    "evaluate": evaluate,
+    "compare": compare,
     "demo": demo,
     "models": models,
     "rewards": rewards,
