@@ -28,6 +28,7 @@ from align.lora_files import (
     write_diffusers,
     write_kohya,
 )
+from align.lora_names import read_original, to_original
 
 TRAINED, LOADED, READING = "align", "loaded", "reading"
 
@@ -148,7 +149,10 @@ def export_lora(
     layouts = {"kohya": write_kohya, "diffusers": write_diffusers}
     if layout not in layouts:
         raise ValueError(f"the format is {layout!r}; it must be one of {', '.join(layouts)}")
-    return layouts[layout](_sum_of(pipe, loras), path, None)
+    factors = _sum_of(pipe, loras)
+    if layout == "kohya" and _denoiser_name(pipe) == "transformer":
+        factors = to_original(factors, pipe.transformer)
+    return layouts[layout](factors, path, None)
 
 
 def merge_lora(pipe: Any) -> None:
@@ -226,6 +230,8 @@ def _sum_of(pipe: Any, loras: str | Sequence[str]) -> Factors:
     parts = []
     for source, weight in map(parse_lora, [loras] if isinstance(loras, str) else loras):
         factors = read_factors(source)
+        if factors is None and _denoiser_name(pipe) == "transformer":
+            factors = read_original(read_tensors(find_lora(source))[0], pipe.transformer)
         if factors is None:
             factors = _read_through_diffusers(pipe, source)
         _check_fit(pipe, source, factors)
@@ -241,7 +247,8 @@ def _read_through_diffusers(pipe: Any, source: str) -> Factors:
     path = find_lora(source)
     if not hasattr(pipe, "load_lora_weights"):
         raise ValueError(
-            f"{path} is not in diffusers' layout; {type(pipe).__name__} reads no other"
+            f"{path} is no LoRA of a {type(pipe).__name__}, or in a layout that cannot be read; "
+            "diffusers' and kohya's can"
         )
     tensors, _ = read_tensors(path)
     if any("dora_scale" in key or "magnitude" in key for key in tensors):

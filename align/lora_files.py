@@ -23,7 +23,7 @@ from align.run import atomic_path
 Factors = dict[str, tuple[Tensor, Tensor]]
 FILE_NAME = "pytorch_lora_weights.safetensors"
 PICKLES = (".pt", ".pth", ".bin", ".ckpt")
-_FACTOR = re.compile(r"(.+)\.(lora_A|lora_B)\.weight")
+_FACTOR = re.compile(r"((?:unet|transformer|text_encoder\w*)\..+)\.(lora_A|lora_B)\.weight")
 
 
 def parse_lora(spec: str) -> tuple[str, float]:
@@ -157,19 +157,20 @@ def write_diffusers(factors: Factors, folder: str | Path, metadata: dict[str, st
 def write_kohya(factors: Factors, path: str | Path, metadata: dict[str, str] | None) -> Path:
     """Write the layout of kohya's scripts, which A1111 and ComfyUI read: `lora_unet_...`.
 
-    Raises ValueError for transformers: kohya has names for UNets and their text encoders only.
+    Layers of a transformer must have their original names (`align.lora_names`).
     """
-    prefixes = {"unet": "lora_unet", "text_encoder": "lora_te", "text_encoder_2": "lora_te2"}
-    if any(layer.startswith("text_encoder_2.") for layer in factors):
+    prefixes = {
+        "unet": "lora_unet",
+        "transformer": "lora_unet",
+        "text_encoder": "lora_te",
+        "text_encoder_2": "lora_te2",
+        "text_encoder_3": "lora_te3",
+    }
+    if any(re.match(r"text_encoder_\d\.", layer) for layer in factors):
         prefixes["text_encoder"] = "lora_te1"
     tensors = {}
     for layer, (down, up) in factors.items():
         component, _, name = layer.partition(".")
-        if component not in prefixes:
-            raise ValueError(
-                f"the LoRA changes a {component}, for which kohya's layout has no names; ComfyUI "
-                "reads diffusers' own layout of these models"
-            )
         key = f"{prefixes[component]}_{name.replace('.', '_')}"
         tensors[f"{key}.lora_down.weight"] = down
         tensors[f"{key}.lora_up.weight"] = up

@@ -1,30 +1,23 @@
 """`load_pipeline`: a plain diffusers pipeline from a name, a folder, a file or the Hub."""
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
 from diffusers import DiffusionPipeline
-from diffusers.loaders.single_file_utils import fetch_diffusers_config, load_single_file_checkpoint
 from diffusers.utils import logging as diffusers_logging
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError
-from safetensors import SafetensorError
 from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from align.attention import set_attention
-from align.denoisers import FAMILIES, denoiser_module
+from align.denoisers import denoiser_module
+from align.hub import FORMS, model_index, pipeline_class, reach, without_checker
+from align.single_files import SINGLE_FILES, load_single_file
 
 EMBEDDED = Path(__file__).parent / "embedded"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-SINGLE_FILES = (".safetensors", ".ckpt")
-FORMS = "embedded/NAME, a diffusers folder, a .safetensors or .ckpt file, or a Hub id OWNER/NAME"
 
 
 def load_pipeline(
@@ -53,7 +46,7 @@ def load_pipeline(
     source, config = _locate(str(model), config)
     with _loading_bars(shown=isinstance(source, str)):
         if isinstance(source, Path) and source.is_file():
-            pipe = _from_file(source, config, precision)
+            pipe = load_single_file(source, config, precision)
         else:
             pipe = _from_folder_or_hub(source, precision)
     pipe.register_to_config(_name_or_path=str(model))  # is_distilled reads it
@@ -143,72 +136,5 @@ def _loading_bars(shown: bool) -> Iterator[None]:
 
 
 def _from_folder_or_hub(source: Path | str, dtype: torch.dtype) -> Any:
-    kind = _pipeline_class(source)
-    return _reach(source, kind.from_pretrained, source, dtype=dtype, **_without_checker(kind))
-
-
-def _from_file(path: Path, config: str | None, dtype: torch.dtype) -> Any:
-    if config is None:
-        checkpoint = _sound(path, load_single_file_checkpoint, str(path))
-        config = str(fetch_diffusers_config(checkpoint)["pretrained_model_name_or_path"])
-    kind = _pipeline_class(config)
-    if not hasattr(kind, "from_single_file"):
-        raise ValueError(f"diffusers reads no single files of a {kind.__name__}; give a folder")
-    local = Path(config).is_dir()
-    load = kind.from_single_file if local else partial(_reach, config, kind.from_single_file)
-    settings = {"config": config, "dtype": dtype, "local_files_only": local}
-    return _sound(path, load, str(path), **settings, **_without_checker(kind))
-
-
-def _sound(path: Path, load: Any, *arguments: Any, **settings: Any) -> Any:
-    """Call a loader of a single file. Raises ValueError where the file is not what it should be."""
-    try:
-        return load(*arguments, **settings)
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # diffusers raises anything, from KeyError to its own
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise ValueError(
-            f"{path} is no checkpoint that diffusers can read ({reason[0]})"
-        ) from error
-
-
-def _pipeline_class(source: Path | str) -> Any:
-    """The class that a folder's or a Hub repository's model_index.json names.
-
-    Raises ValueError where it is of no known family.
-    """
-    path = Path(source) / "model_index.json"
-    if not Path(source).is_dir():
-        path = Path(_reach(source, hf_hub_download, str(source), path.name))
-    name = json.loads(path.read_text())["_class_name"]
-    if name not in FAMILIES:
-        raise ValueError(f"{source} is a {name}; known pipelines: {', '.join(FAMILIES)}")
-    return getattr(diffusers, name)
-
-
-def _without_checker(kind: Any) -> dict[str, Any]:
-    if "safety_checker" not in kind.__init__.__annotations__:
-        return {}
-    return {"safety_checker": None, "requires_safety_checker": False}
-
-
-def _reach(source: Path | str, load: Any, *arguments: Any, **settings: Any) -> Any:
-    """Call a loader of diffusers, its Hub errors as one sentence that says what to do."""
-    try:
-        return load(*arguments, **settings)
-    except GatedRepoError as error:
-        raise FileNotFoundError(
-            f"{source} is gated: accept its licence on https://huggingface.co/{source}, then "
-            "run `hf auth login`"
-        ) from error
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        if isinstance(source, Path):
-            reason = str(error).splitlines()[0]
-            raise FileNotFoundError(f"{source} is not a complete model ({reason})") from error
-        raise FileNotFoundError(
-            f"{source} is no local path and could not be loaded from the Hub; allowed: {FORMS} "
-            f"({str(error).splitlines()[0]})"
-        ) from error
-    except SafetensorError as error:
-        raise ValueError(f"{source} has a damaged weights file ({error})") from error
+    kind = pipeline_class(source, model_index(source))
+    return reach(source, kind.from_pretrained, source, dtype=dtype, **without_checker(kind))

@@ -156,20 +156,21 @@ def lcm():
     return diffusers.LatentConsistencyModelPipeline(**parts, requires_safety_checker=False)
 
 
-def sdxl(name: str | None = None):
+def sdxl(name: str | None = None, second_width: int = WIDTH):
     tokenizer = clip_tokenizer()
+    second = {"hidden_size": second_width, "projection_dim": second_width}
     pipe = diffusers.StableDiffusionXLPipeline(
         vae=vae(),
         text_encoder=CLIPTextModel(clip_config(tokenizer)),
-        text_encoder_2=CLIPTextModelWithProjection(clip_config(tokenizer, projection_dim=WIDTH)),
+        text_encoder_2=CLIPTextModelWithProjection(clip_config(tokenizer, **second)),
         tokenizer=tokenizer,
         tokenizer_2=clip_tokenizer(),
         unet=unet(
-            cross_attention_dim=2 * WIDTH,
+            cross_attention_dim=WIDTH + second_width,
             use_linear_projection=True,
             addition_embed_type="text_time",
             addition_time_embed_dim=4,
-            projection_class_embeddings_input_dim=6 * 4 + WIDTH,
+            projection_class_embeddings_input_dim=6 * 4 + second_width,
         ),
         scheduler=EulerDiscreteScheduler(**BETAS, steps_offset=1),
         add_watermarker=False,

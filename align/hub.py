@@ -1,0 +1,58 @@
+"""Reaching diffusers folders and Hub repositories, with errors that say what to do."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import diffusers
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError
+from safetensors import SafetensorError
+
+from align.denoisers import FAMILIES
+
+FORMS = "embedded/NAME, a diffusers folder, a .safetensors or .ckpt file, or a Hub id OWNER/NAME"
+
+
+def pipeline_class(source: Path | str, index: dict[str, Any]) -> Any:
+    """The class that a model_index.json names. Raises ValueError where it is of no known family."""
+    name = index["_class_name"]
+    if name not in FAMILIES:
+        raise ValueError(f"{source} is a {name}; known pipelines: {', '.join(FAMILIES)}")
+    return getattr(diffusers, name)
+
+
+def model_index(source: Path | str) -> dict[str, Any]:
+    """The model_index.json of a folder or Hub repository."""
+    path = Path(source) / "model_index.json"
+    if not Path(source).is_dir():
+        path = Path(reach(source, hf_hub_download, str(source), path.name))
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def without_checker(kind: Any) -> dict[str, Any]:
+    """The arguments that leave a safety checker out, where the pipeline has one."""
+    if "safety_checker" not in kind.__init__.__annotations__:
+        return {}
+    return {"safety_checker": None, "requires_safety_checker": False}
+
+
+def reach(source: Path | str, load: Any, *arguments: Any, **settings: Any) -> Any:
+    """Call a loader of diffusers, its Hub errors as one sentence that says what to do."""
+    try:
+        return load(*arguments, **settings)
+    except GatedRepoError as error:
+        raise FileNotFoundError(
+            f"{source} is gated: accept its licence on https://huggingface.co/{source}, then "
+            "run `hf auth login`"
+        ) from error
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        if isinstance(source, Path):
+            reason = str(error).splitlines()[0]
+            raise FileNotFoundError(f"{source} is not a complete model ({reason})") from error
+        raise FileNotFoundError(
+            f"{source} is no local path and could not be loaded from the Hub; allowed: {FORMS} "
+            f"({str(error).splitlines()[0]})"
+        ) from error
+    except SafetensorError as error:
+        raise ValueError(f"{source} has a damaged weights file ({error})") from error
