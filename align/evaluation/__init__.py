@@ -1,0 +1,1 @@
+"""The parts of `align evaluate` and `align compare`: methods, budgets, judges, statistics."""

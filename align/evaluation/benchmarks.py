@@ -1,0 +1,161 @@
+"""Prompt sets to evaluate on: built-in ones, and benchmarks' own files with their categories.
+
+| benchmark | file | prompt | category |
+| --- | --- | --- | --- |
+| T2I-CompBench++ | a folder of `*_val.txt`, or one of them | line | the file's name |
+| GenEval, GenEval 2 | JSONL | `prompt` | `tag`; `skills` |
+| HRS-Bench | a folder of CSV files, or one of them | `original_prompts`, … | the file's name |
+| DSG-1k | CSV, a row a question | `text` | `category_broad` |
+| PartiPrompts | TSV | `Prompt` | `Category` |
+| DrawBench | CSV | `Prompts` | `Category` |
+| TIFA, GenAI-Bench | JSON, a list or an object of entries | `caption`, `prompt` | `source`, … |
+"""
+
+import csv
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from align.checks import one_of
+from align.prompts import PromptSet, builtin_names, load_prompts
+
+PROMPT_COLUMNS = (
+    "prompt",
+    "prompts",
+    "original_prompt",
+    "original_prompts",
+    "synthetic_prompt",
+    "synthetic_prompts",
+    "meta_prompt",
+    "text",
+    "caption",
+)
+CATEGORY_COLUMNS = (
+    "category",
+    "tag",
+    "category_broad",
+    "skills",
+    "basic_skills",
+    "source",
+)
+TABLES = {".csv": ",", ".tsv": "\t"}
+SUFFIXES = (".txt", ".csv", ".tsv", ".jsonl", ".ndjson", ".json")
+
+
+def load_benchmark(name_or_path: str) -> PromptSet:
+    """Prompts in which every one has a `category` in its metadata; each prompt comes once.
+
+    Raises FileNotFoundError for a missing file, ValueError for an empty one, one without a column
+    of prompts, a row without a prompt, or a category that is empty.
+    """
+    path = Path(name_or_path)
+    if name_or_path in builtin_names() or not path.exists():
+        return _with_categories(load_prompts(name_or_path), "animals")
+    if not path.is_dir():
+        return _with_categories(_merged(name_or_path, list(_read(path))), _stem(path))
+    files = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
+    if not files:
+        raise ValueError(f"folder {path} has no prompt files ({', '.join(SUFFIXES)})")
+    parts = [_with_categories(_merged(str(file), list(_read(file))), _stem(file)) for file in files]
+    prompts = [prompt for part in parts for prompt in part.prompts]
+    return PromptSet(name_or_path, prompts, [row for part in parts for row in part.metadata])
+
+
+def choose(prompts: PromptSet, categories: str | None, per_category: int | None) -> PromptSet:
+    """Only these categories (joined by commas), and of each the first `per_category` prompts.
+
+    Raises ValueError for a category that has no prompts.
+    """
+    known = list(dict.fromkeys(row["category"] for row in prompts.metadata))
+    wanted = known if categories is None else [name.strip() for name in categories.split(",")]
+    for name in wanted:
+        if name not in known:
+            raise ValueError(f"category {name!r} of {prompts.name} is empty; {one_of(name, known)}")
+    rows = []
+    for name in wanted:
+        mine = [i for i, row in enumerate(prompts.metadata) if row["category"] == name]
+        rows += mine[:per_category]
+    return PromptSet(
+        prompts.name, [prompts.prompts[i] for i in rows], [prompts.metadata[i] for i in rows]
+    )
+
+
+def _read(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(prompt, the row's other columns) of a file of any of these formats."""
+    if path.suffix not in (*TABLES, ".json", ".jsonl", ".ndjson"):
+        plain = load_prompts(path)
+        yield from zip(plain.prompts, plain.metadata, strict=True)
+        return
+    for number, row in enumerate(_rows(path), start=1):
+        if not isinstance(row, dict):
+            yield _text(row, path, number), {}
+            continue
+        names = {str(name).strip().lower(): name for name in row if name}
+        column = next((names[name] for name in PROMPT_COLUMNS if name in names), None)
+        if column is None:
+            columns = ", ".join(map(str, row)) or "none"
+            raise ValueError(f"{path} has no column of prompts; its columns are {columns}")
+        rest = {key: value for key, value in row.items() if key and key != column}
+        yield _text(row[column], path, number), rest
+
+
+def _rows(path: Path) -> list[Any]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        if path.suffix in TABLES:
+            return list(csv.DictReader(text.splitlines(True), delimiter=TABLES[path.suffix]))
+        if path.suffix == ".json":
+            data = json.loads(text)
+            return list(data.values()) if isinstance(data, dict) else list(data)
+        return [json.loads(line) for line in text.splitlines() if line.strip()]
+    except (ValueError, TypeError) as error:
+        kind = path.suffix.removeprefix(".").upper()
+        raise ValueError(f"prompt file {path} is not {kind}: {error}") from error
+
+
+def _text(value: Any, path: Path, number: int) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"row {number} of {path} has no prompt")
+    return value.strip()
+
+
+def _merged(name: str, rows: Sequence[tuple[str, dict[str, Any]]]) -> PromptSet:
+    """Each prompt once, with its first row: DSG-1k, for one, has a row for every question."""
+    if not rows:
+        raise ValueError(f"prompt file {name} has no prompts, so its category is empty")
+    first: dict[str, dict[str, Any]] = {}
+    for prompt, metadata in rows:
+        first.setdefault(prompt, metadata)
+    return PromptSet(name, list(first), list(first.values()))
+
+
+def _with_categories(prompts: PromptSet, fallback: str) -> PromptSet:
+    """The same with a `category` for each: its own, else that of a scenes prompt, else fallback."""
+    metadata = []
+    for number, (prompt, row) in enumerate(zip(prompts.prompts, prompts.metadata, strict=True), 1):
+        lower = {str(key).lower(): value for key, value in row.items()}
+        column = next((name for name in CATEGORY_COLUMNS if name in lower), None)
+        value = lower[column] if column else _scenes_category(prompt) or fallback
+        value = value[0] if isinstance(value, list) and value else value
+        if not isinstance(value, str) or not value.strip():
+            raise ValueError(f"prompt {number} of {prompts.name} ({prompt!r}) has no {column}")
+        metadata.append(row | {"category": value.strip()})
+    return PromptSet(prompts.name, prompts.prompts, metadata)
+
+
+def _scenes_category(prompt: str) -> str | None:
+    from align.scenes import category
+
+    try:
+        return category(prompt)
+    except ValueError:
+        return None
+
+
+def _stem(path: Path) -> str:
+    """`color_val.txt` -> color, `counting_prompts.csv` -> counting."""
+    stem = path.stem.lower()
+    for ending in ("_val", "_train", "_test", "_prompts"):
+        stem = stem.removesuffix(ending)
+    return stem

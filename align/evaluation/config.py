@@ -1,0 +1,98 @@
+"""The fields of `align evaluate` and `align compare`. Standard library only."""
+
+from dataclasses import dataclass
+
+from align.checks import Attention, Dtype, check, imply_out
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """What evaluating and comparing have in common."""
+
+    model: str = "embedded/scenes"
+    """embedded/NAME, a diffusers folder, a single-file checkpoint or a Hub id."""
+    lora: tuple[str, ...] = ()
+    """LoRAs that every method starts from, with an optional =WEIGHT; repeatable."""
+    prompts: str | None = None
+    """A built-in set, or a benchmark's file or folder of files (default: scenes)."""
+    categories: str | None = None
+    """Only these categories, joined by commas."""
+    per_category: int | None = None
+    """Only the first so many prompts of each category."""
+    reward: str | None = None
+    """What methods that search choose by: a reward expression."""
+    weights: str = "category"
+    """How --reward's terms are weighed: category, uniform (as written) or a table's path."""
+    judge: str | None = None
+    """What judges: a reward expression that was not optimized (default: the verifier)."""
+    also: str | None = None
+    """More rewards to report (default with embedded models: the four scenes rewards)."""
+    clip: str | None = None
+    """A CLIP (folder or Hub id) whose features measure diversity and quality."""
+    real: str | None = None
+    """A folder of real pictures, for the distance of generated ones to them."""
+    num_inference_steps: int | None = None
+    """Denoising steps (default: the pipeline's own)."""
+    guidance_scale: float | None = None
+    """Classifier-free guidance (default: the pipeline's own)."""
+    batch_size: int = 8
+    """Images per forward pass."""
+    seed: int = 0
+    """Seed of all noises and of the bootstrap."""
+    allow_busy: bool = False
+    """Measure seconds even on a machine that is busy with other work."""
+    device: str | None = None
+    """cpu, cuda, cuda:1 or mps (default: the best one present)."""
+    dtype: Dtype | None = None
+    """Precision of the model (default: float32 on CPU, else the weights' own)."""
+    attention: Attention = "auto"
+    """Attention implementation; auto takes xformers where it can run, else sdpa."""
+    out: str | None = None
+    """The run's folder (default: runs/COMMAND-TIME)."""
+    overwrite: bool = False
+    """Replace a run folder that is not empty."""
+    resume: str | None = None
+    """Continue the run in this folder; several processes may do so at once."""
+
+    def __post_init__(self) -> None:
+        """Raise ValueError where a value is out of range."""
+        check(
+            self,
+            at_least_1=("per_category", "num_inference_steps", "batch_size"),
+            not_negative=("guidance_scale", "seed"),
+        )
+        imply_out(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(EvaluationConfig):
+    """A benchmark over prompts, with a judge that was not optimized, intervals and pictures."""
+
+    methods: str = "base"
+    """base, lora=DIR, bon=N, reno, carinox, nar, … joined by commas; lora=DIR+bon=N combines."""
+    num_images: int = 4
+    """Images per prompt and method."""
+    budget: str | None = None
+    """What one image of a searching method may cost: 30s, 200nfe or 64images."""
+
+    def __post_init__(self) -> None:
+        """Raise ValueError where a value is out of range."""
+        check(self, at_least_1=("num_images",))
+        super().__post_init__()
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig(EvaluationConfig):
+    """Methods side by side at equal budgets: same prompts and seeds, paired differences."""
+
+    methods: str = "base,bon"
+    """base, lora=DIR, bon, reno, carinox, nar, … joined by commas; lora=DIR+bon combines."""
+    budget: str = "1images,4images,16images"
+    """What one image may cost: 30s, 200nfe or 64images; several, joined by commas, give curves."""
+    repeats: int = 1
+    """Images per prompt, method and budget."""
+
+    def __post_init__(self) -> None:
+        """Raise ValueError where a value is out of range."""
+        check(self, at_least_1=("repeats",))
+        super().__post_init__()

@@ -1,0 +1,209 @@
+"""Who judges, who was optimized, and what every picture scores."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from align.evaluation.config import EvaluationConfig
+from align.evaluation.methods import Method
+from align.prompts import PromptSet
+from align.rewards import load_judge, load_reward, parse_expression
+from align.rewards.expression import leaves
+from align.rewards.reward import Reward
+from align.trust import EMBEDDED_TABLE, PUBLISHED, category_weights, read_table
+
+VERIFIER = ("verifier", "verifier-partial")
+SCENES_REWARDS = "scenes-clip,scenes-vqa,scenes-count,scenes-preference"
+
+
+@dataclass(frozen=True)
+class Judges:
+    """Everything that scores pictures, the optimized rewards included."""
+
+    expression: str
+    """The judge's."""
+    judge: Reward
+    optimized: tuple[str, ...]
+    """Terms that a method was trained on or searches by."""
+    others: Reward | None
+    """Further rewards to report: optimized and held-out ones."""
+    scenes: bool
+    """Whether the verifier can read prompts and pictures."""
+
+    @property
+    def warning(self) -> str | None:
+        """One sentence where a judge is also an optimized reward."""
+        shared = [name for name in terms_of(self.expression) if name in self.optimized]
+        if not shared:
+            return None
+        verb = "is" if len(shared) == 1 else "are"
+        return (
+            f"Warning: the judge {' and '.join(shared)} {verb} also what methods here were "
+            "optimized for, so these figures say nothing about quality; take another judge."
+        )
+
+
+def terms_of(expression: str) -> list[str]:
+    """The names of an expression's terms."""
+    return [leaf.key for leaf in leaves(parse_expression(expression))]
+
+
+def optimized_terms(config: EvaluationConfig, methods: Sequence[Method]) -> tuple[str, ...]:
+    """The rewards that the methods search by, and those that the runs of their LoRAs trained on."""
+    names = []
+    if config.reward and any(method.searches for method in methods):
+        names += terms_of(config.reward)
+    for lora in {*config.lora, *(lora for method in methods for lora in method.loras)}:
+        reward = trained_reward(lora)
+        names += terms_of(reward) if reward else []
+    return tuple(dict.fromkeys(names))
+
+
+def trained_reward(lora: str) -> str | None:
+    """The reward of the `align train` run that a LoRA comes from; None where that is not known."""
+    path = Path(lora.rpartition("=")[0] or lora)
+    path = path if path.exists() else Path(lora)
+    for folder in (path, *list(path.parents)[:2]):
+        file = folder / "run.json"
+        if file.is_file():
+            reward = json.loads(file.read_text(encoding="utf-8")).get("config", {}).get("reward")
+            return reward if isinstance(reward, str) else None
+    return None
+
+
+def load_judges(
+    config: EvaluationConfig,
+    prompts: PromptSet,
+    methods: Sequence[Method],
+    size: tuple[int, int],
+) -> Judges:
+    """The judge and the rewards to report beside it.
+
+    Raises ValueError where a method searches without a reward, no judge fits the prompts, or the
+    judge named does not.
+    """
+    searching = [method.label for method in methods if method.searches]
+    if searching and not config.reward:
+        raise ValueError(f"--reward is needed: what {searching[0]} is to choose by")
+    unread = next((p for p in prompts.prompts if _fault(p)), None)
+    scenes = unread is None and size == (64, 64)
+    if config.judge is None and not scenes:
+        raise ValueError(f"no judge fits {prompts.name}; give --judge, a reward expression")
+    expression = config.judge or "verifier"
+    verifies = [name for name in terms_of(expression) if name in VERIFIER]
+    if verifies and not scenes:
+        fault = f"prompt {unread!r}" if unread else f"pictures of {size[1]}x{size[0]}"
+        raise ValueError(
+            f"judge {verifies[0]!r} reads scenes prompts and 64x64 pictures only, not {fault}; "
+            "give another --judge"
+        )
+    optimized = optimized_terms(config, methods)
+    also = config.also or (SCENES_REWARDS if scenes else None)
+    names = [*optimized, *(terms_of(also) if also else [])]
+    others = ",".join(dict.fromkeys(name for name in names if name not in VERIFIER))
+    return Judges(
+        expression=expression,
+        judge=load_judge(expression, config.device),
+        optimized=optimized,
+        others=load_reward(others, config.device) if others else None,
+        scenes=scenes,
+    )
+
+
+def _fault(prompt: str) -> str | None:
+    from align.scenes import parse
+
+    try:
+        parse(prompt)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+@torch.no_grad()
+def judge_images(
+    judges: Judges, images: Float[Tensor, "b 3 h w"], prompt: str, metadata: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """What each picture scores: `judge`, `exact`, `partial` (scenes), every reward by name, and
+    in the scenes world the `objects` that the verifier reads in it."""
+    prompts, rows = [prompt] * len(images), [metadata] * len(images)
+    records: list[dict[str, Any]] = [{} for _ in prompts]
+    names = terms_of(judges.expression)
+    terms: dict[str, Tensor] = {}
+    if judges.scenes:
+        readings = [read_scene(prompt, image) for image in images]
+        for record, reading in zip(records, readings, strict=True):
+            record |= reading
+        exact, partial = (torch.tensor([r[key] for r in readings]) for key in ("exact", "partial"))
+        terms = dict(zip(VERIFIER, (exact, partial), strict=True))
+    if set(names) <= set(terms):
+        total = judges.judge.combine(terms)
+    else:
+        mine = judges.judge.terms(images, prompts, rows)
+        total = judges.judge.combine(mine)
+        _record(records, {k: v for k, v in mine.items() if k not in VERIFIER})
+    _record(records, {"judge": total})
+    if judges.others is not None:
+        _record(records, judges.others.terms(images, prompts, rows))
+    return records
+
+
+def _record(records: list[dict[str, Any]], scores: dict[str, Tensor]) -> None:
+    for name, values in scores.items():
+        for record, value in zip(records, values.tolist(), strict=True):
+            record[name] = round(value, 5)
+
+
+def read_scene(prompt: str, image: Float[Tensor, "3 64 64"]) -> dict[str, Any]:
+    """One reading of a scenes picture: exact, partial, and the objects as plain values."""
+    from align.scenes import parse, read
+    from align.scenes.verifier import check
+
+    scene = parse(prompt)
+    seen = read(image.float().cpu().numpy())
+    facts = check(scene, seen)
+    keys = ("color", "shape", "texture", "size", "x", "y", "r")
+    return {
+        "exact": float(all(facts) and len(seen) == len(scene.objects)),
+        "partial": round(sum(facts) / len(facts), 5),
+        "objects": [{key: _short(getattr(one, key)) for key in keys} for one in seen],
+    }
+
+
+def _short(value: Any) -> Any:
+    return round(value, 2) if isinstance(value, float) else value
+
+
+class Choice:
+    """How a search weighs the reward's terms: called with them [b] and the category.
+
+    `uniform` takes the expression as it is written. `category`, or a table's path, takes the
+    table's weights on scores normalized by its statistics; where the table does not know the
+    category or a term, the expression as written again.
+    """
+
+    def __init__(self, reward: Reward, weights: str):
+        self.reward = reward
+        self.table: dict[str, Any] | None = None
+        if weights == "category":
+            known = set(reward.functions) <= set(read_table(EMBEDDED_TABLE)["statistics"])
+            self.table = read_table(EMBEDDED_TABLE if known else PUBLISHED)
+        elif weights != "uniform":
+            self.table = read_table(weights)
+
+    def __call__(self, terms: dict[str, Float[Tensor, " b"]], category: str) -> Float[Tensor, " b"]:
+        """The scores [b] that a search maximizes."""
+        table = self.table or {}
+        statistics, names = table.get("statistics", {}), list(terms)
+        fits = category in table.get("categories", {}) and set(names) <= set(statistics)
+        if not fits or len(names) == 1:
+            return self.reward.combine(terms)
+        weights = category_weights(table, category, names)
+        scaled = [weights[name] * terms[name] / statistics[name]["std"] for name in names]
+        return torch.stack(scaled).sum(0)

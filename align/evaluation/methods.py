@@ -1,0 +1,246 @@
+"""Methods by name: each a plain function `(task, budgets) -> results`, one result per budget.
+
+base            one picture from the noise of the seed
+lora=DIR        the same with a LoRA; lora=DIR+bon puts a search on top
+bon, bon=16     best of N by the reward, from the noises of seed, seed + 1, …: nested
+reno, carinox, carinox-paper, langevin, zero-order, evolution
+                `align.optimize`, from the noises of the seed
+nar, nar=MODEL  one picture by neighboring-autoregressive decoding
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+import align
+from align.budget import Budget
+from align.checks import one_of
+from align.config import OptimizeConfig
+from align.denoisers import default_steps
+from align.evaluation.spending import Spent, spending, spending_of
+from align.optimize_config import Method as OptimizeMethod
+from align.rewards.reward import Reward
+from align.sample import generate
+
+BON_DEFAULT = 16
+OPTIMIZERS = tuple(name for name in get_args(OptimizeMethod) if name != "bon")
+SEARCHES = ("bon", *OPTIMIZERS)
+NAMES = ("base", "lora=DIR", *SEARCHES, "nar")
+
+
+@dataclass(frozen=True)
+class Method:
+    """One entry of --methods."""
+
+    label: str
+    """As written."""
+    search: str
+    """base, nar or one of SEARCHES."""
+    loras: tuple[str, ...] = ()
+    count: int | None = None
+    """N of `bon=N`."""
+    model: str = "embedded/nar-scenes"
+    """Of nar."""
+
+    @property
+    def searches(self) -> bool:
+        """Whether it chooses by a reward."""
+        return self.search in SEARCHES
+
+
+@dataclass(frozen=True)
+class Task:
+    """One picture to be made for one prompt."""
+
+    pipe: Any
+    prompt: str
+    metadata: dict[str, Any]
+    seed: int
+    reward: Reward | None
+    choose_by: Callable[[dict[str, Tensor], str], Tensor] | None
+    """(the reward's terms [b], the category) -> the scores [b] that a search maximizes."""
+    weights: str
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+    batch_size: int = 8
+    costs: Spent | None = None
+    """What one candidate costs, reward included, as measured in this run (`measure_costs`)."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """A picture and what it cost."""
+
+    image: Float[Tensor, "3 h w"]
+    spent: Spent
+
+
+def parse_methods(text: str) -> list[Method]:
+    """The methods of a list such as `base,lora=runs/a,lora=runs/a+bon=4`.
+
+    Raises ValueError for an unknown method, a count out of place, or one named twice.
+    """
+    methods = [_parse_method(label.strip()) for label in text.split(",")]
+    for index, method in enumerate(methods):
+        if method.label in [other.label for other in methods[:index]]:
+            raise ValueError(f"method {method.label} is named twice; name each once")
+    return methods
+
+
+def _parse_method(label: str) -> Method:
+    search, loras, count, model = "base", [], None, Method.model
+    for part in label.split("+"):
+        name, equals, value = part.strip().partition("=")
+        if name == "lora" and value:
+            loras.append(value)
+        elif name == "nar":
+            search, model = name, value or model
+        elif name == "bon" and equals:
+            if not value.isdigit() or int(value) < 1:
+                raise ValueError(f"method {label!r}: bon={value} must be a whole number from 1")
+            search, count = name, int(value)
+        elif name in ("base", *SEARCHES) and not equals:
+            search = name
+        else:
+            raise ValueError(f"there is no method {part.strip()!r}; {one_of(name, NAMES)}")
+    if search in OPTIMIZERS and not hasattr(align, "optimize"):
+        raise ValueError(f"method {search!r} needs align.optimize, which is not in this version")
+    return Method(label, search, tuple(loras), count, model)
+
+
+def run(method: Method, task: Task, budgets: Sequence[Budget | None]) -> list[Made]:
+    """One picture per budget, smallest budget first; None is the method's own default."""
+    if method.search == "base":
+        return _one_picture(task, len(budgets))
+    if method.search == "nar":
+        return _nar(task, len(budgets))
+    if method.search == "bon":
+        return _best_of_n(method, task, budgets)
+    return [_optimized(method, task, budget) for budget in budgets]
+
+
+@torch.no_grad()
+def _draw(task: Task, seeds: Sequence[int]) -> Float[Tensor, "b 3 h w"]:
+    return generate(
+        task.pipe,
+        [task.prompt] * len(seeds),
+        generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+        num_inference_steps=task.num_inference_steps,
+        guidance_scale=task.guidance_scale,
+    )
+
+
+def _one_picture(task: Task, count: int) -> list[Made]:
+    """No search: a larger budget buys nothing more."""
+    with spending_of(task.pipe, None) as spent:
+        image = _draw(task, [task.seed])[0].cpu()
+    return [Made(image, spent)] * count
+
+
+def _best_of_n(method: Method, task: Task, budgets: Sequence[Budget | None]) -> list[Made]:
+    """The best of the first N noises by the reward. One round of drawing serves all budgets."""
+    counts = [candidates(budget, task, method.count) for budget in budgets]
+    images, scores, rounds = [], [], []
+    for start in range(0, max(counts), task.batch_size):
+        seeds = [task.seed + i for i in range(start, min(start + task.batch_size, max(counts)))]
+        with spending_of(task.pipe, task.reward) as spent:
+            images += _draw(task, seeds).cpu()
+            scores += score(task, torch.stack(images[start:])).tolist()
+        rounds += [spent.share(1 / len(seeds))] * len(seeds)
+    best = [max(range(count), key=lambda i: scores[i]) for count in counts]
+    return [
+        Made(images[i], sum(rounds[:count], start=Spent()))
+        for i, count in zip(best, counts, strict=True)
+    ]
+
+
+@torch.no_grad()
+def score(task: Task, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:
+    """What the search maximizes, of pictures of the task's prompt."""
+    assert task.reward is not None  # checked before the run: a searching method has one
+    assert task.choose_by is not None
+    rows = len(images)
+    terms = task.reward.terms(images, [task.prompt] * rows, [task.metadata] * rows)
+    return task.choose_by(terms, task.metadata["category"])
+
+
+def candidates(budget: Budget | None, task: Task, count: int | None) -> int:
+    """How many candidates a budget pays for; at least one, as a picture has to be made."""
+    if budget is None or count is not None:
+        return count or BON_DEFAULT
+    if budget.unit == "images":
+        price = 1.0
+    elif budget.unit == "nfe":
+        price = _steps(task)
+    else:
+        assert task.costs is not None  # measured before the run where a budget needs it
+        price = task.costs.seconds
+    return max(1, int(budget.amount / price + 1e-9))
+
+
+def _steps(task: Task) -> int:
+    return task.num_inference_steps or default_steps(task.pipe)
+
+
+def measure_costs(task: Task) -> Spent:
+    """What one candidate costs in this run: counts, and the least of three mean times.
+
+    On a CPU the seconds are processor time over the threads used, so that other work on the
+    machine does not count; elsewhere they are those of the clock.
+    """
+    rounds = []
+    for _ in range(3):
+        with spending_of(task.pipe, task.reward) as spent:
+            images = _draw(task, [task.seed + i for i in range(task.batch_size)])
+            if task.reward is not None:
+                score(task, images)
+        rounds.append(spent.share(1 / task.batch_size))
+    least = min(rounds, key=lambda one: one.cpu_seconds)
+    if images.device.type == "cpu":
+        least.seconds = least.cpu_seconds / torch.get_num_threads()
+    else:
+        least.seconds = min(one.seconds for one in rounds)
+    return least
+
+
+def _optimized(method: Method, task: Task, budget: Budget | None) -> Made:
+    """`align.optimize`; what it spends is counted here, by the same hooks as everything else.
+
+    A budget in seconds becomes the passes that as many candidates of best-of-N would take, by the
+    costs measured in this run, so that other work on the machine changes nothing.
+    """
+    if budget is not None and budget.unit == "s":
+        budget = Budget(float(candidates(budget, task, None) * _steps(task)), "nfe")
+    config = OptimizeConfig(
+        method=method.search,  # pyright: ignore[reportArgumentType]
+        budget=None if budget is None else str(budget),
+        weights=task.weights,
+        num_inference_steps=task.num_inference_steps,
+        guidance_scale=task.guidance_scale,
+        seed=task.seed,
+    )
+    image = None
+    with spending_of(task.pipe, task.reward) as spent:
+        for step in align.optimize(task.pipe, task.prompt, task.reward, config):  # pyright: ignore
+            image = step.best_image
+    if image is None:
+        raise ValueError(f"{method.label} made no picture with a budget of {budget}; give it more")
+    return Made(image.detach().cpu(), spent)
+
+
+def _nar(task: Task, count: int) -> list[Made]:
+    """No search either; `task.pipe` is a NARPipeline."""
+    generator = task.pipe.transformer.blocks[0]  # called once a pass, where forward is not
+    with torch.no_grad(), spending(generator, None, None) as spent:
+        output = task.pipe(
+            task.prompt,
+            generator=torch.Generator().manual_seed(task.seed),
+            output_type="pt",
+            **({} if task.guidance_scale is None else {"guidance_scale": task.guidance_scale}),
+        )
+    spent.images += 1
+    return [Made(output.images[0].float().cpu(), spent)] * count

@@ -1,0 +1,201 @@
+"""The run that `align evaluate` and `align compare` share: every method on every prompt."""
+
+import dataclasses
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from align.budget import Budget
+from align.denoisers import image_size
+from align.evaluation.benchmarks import choose, load_benchmark
+from align.evaluation.config import CompareConfig, EvaluateConfig, EvaluationConfig
+from align.evaluation.judging import Choice, Judges, judge_images, load_judges
+from align.evaluation.methods import Made, Method, Task, measure_costs, parse_methods, run
+from align.evaluation.spending import Spent, check_quiet, load_average
+from align.evaluation.work import (
+    check_out,
+    claimed,
+    do_all,
+    open_shared_run,
+    read_all,
+)
+from align.files import write_json
+from align.models import load_pipeline
+from align.prompts import PromptSet, default_prompts
+from align.rewards import load_reward
+from align.rewards.reward import Reward
+from align.run import save_image
+
+STRIDE = 2**20  # between the seeds of a prompt's pictures: candidates of one never meet another's
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that is decided before the first picture is drawn."""
+
+    config: EvaluationConfig
+    command: str
+    folder: Path
+    prompts: PromptSet
+    methods: list[Method]
+    budgets: list[Budget | None]
+    repeats: int
+    judges: Judges
+    pipes: dict[str, Any]
+    """The pipeline of each method, by its label."""
+    reward: Reward | None
+    load: float
+    """Of the machine, before the start."""
+    costs: Spent | None
+
+
+def make_plan(
+    config: EvaluateConfig | CompareConfig,
+    command: str,
+    budgets: Sequence[Budget | None],
+    repeats: int,
+    pipe: Any = None,
+) -> Plan:
+    """Check everything, load everything, open the folder. Raises ValueError, FileNotFoundError."""
+    check_out(config)
+    parsed = parse_methods(config.methods)
+    prompts = load_benchmark(config.prompts or default_prompts(config.model))
+    prompts = choose(prompts, config.categories, config.per_category)
+    in_seconds = any(budget is not None and budget.unit == "s" for budget in budgets)
+    load = check_quiet(config.allow_busy or not in_seconds)
+    pipes = _load_pipes(config, parsed, pipe)
+    size = image_size(next(iter(pipes.values())), None, None)
+    judges = load_judges(config, prompts, parsed, size)
+    searches = any(method.searches for method in parsed)
+    reward = load_reward(config.reward, config.device) if config.reward and searches else None
+    folder = open_shared_run(config, command)
+    plan = Plan(
+        config=config,
+        command=command,
+        folder=folder,
+        prompts=prompts,
+        methods=parsed,
+        budgets=list(budgets),
+        repeats=repeats,
+        judges=judges,
+        pipes=pipes,
+        reward=reward,
+        load=load,
+        costs=None,
+    )
+    return replace(plan, costs=_shared_costs(plan)) if in_seconds else plan
+
+
+def _load_pipes(config: EvaluationConfig, methods: list[Method], pipe: Any) -> dict[str, Any]:
+    """A pipeline for each method; methods with the same LoRAs share one."""
+    by_loras: dict[tuple[str, ...], Any] = {} if pipe is None else {config.lora: pipe}
+    pipes = {}
+    for method in methods:
+        if method.search == "nar":
+            from align.nar.commands import load_nar_pipeline
+
+            pipes[method.label] = load_nar_pipeline(method.model, config.device, config.dtype)
+            continue
+        loras = (*config.lora, *method.loras)
+        if loras not in by_loras:
+            by_loras[loras] = load_pipeline(
+                config.model,
+                lora=loras,
+                device=config.device,
+                dtype=config.dtype,
+                attention=config.attention,
+            )
+        pipes[method.label] = by_loras[loras]
+    return pipes
+
+
+def _shared_costs(plan: Plan) -> Spent:
+    """Measured once a run and kept, so that every process turns budgets into the same counts."""
+    file = plan.folder / "costs.json"
+    with claimed(plan.folder / "claims" / "costs.lock", wait=True):
+        if not file.is_file():
+            method = next((m for m in plan.methods if m.search == "bon"), plan.methods[0])
+            write_json(file, dataclasses.asdict(measure_costs(task_of(plan, method, 0, 0))))
+    return Spent(**json.loads(file.read_text(encoding="utf-8")))
+
+
+def task_of(plan: Plan, method: Method, index: int, repeat: int) -> Task:
+    """The task of one picture: the seed depends on the run's seed, prompt and repeat only."""
+    config = plan.config
+    prompt = plan.prompts.prompts[index]
+    first = random.Random(f"align-evaluate-{config.seed}-{prompt}").getrandbits(40)
+    return Task(
+        pipe=plan.pipes[method.label],
+        prompt=prompt,
+        metadata=plan.prompts.metadata[index],
+        seed=first + STRIDE * repeat,
+        reward=plan.reward,
+        choose_by=Choice(plan.reward, config.weights) if plan.reward else None,
+        weights=config.weights,
+        num_inference_steps=config.num_inference_steps,
+        guidance_scale=config.guidance_scale,
+        batch_size=config.batch_size,
+        costs=plan.costs,
+    )
+
+
+def do_prompt(plan: Plan, index: int) -> dict[str, Any]:
+    """Every method's pictures of a prompt, judged; the pictures go to `images/`."""
+    prompt, metadata = plan.prompts.prompts[index], plan.prompts.metadata[index]
+    results = []
+    for number, method in enumerate(plan.methods):
+        for repeat in range(plan.repeats):
+            task = task_of(plan, method, index, repeat)
+            made = run(method, task, plan.budgets)
+            images = torch.stack([one.image for one in made])
+            scores = judge_images(plan.judges, images, prompt, metadata)
+            for rank, (one, budget) in enumerate(zip(made, plan.budgets, strict=True)):
+                name = f"images/{index:04d}-{number}-{rank}-{repeat}.png"
+                _save(plan, name, one, task, method, budget)
+                results.append(
+                    {
+                        "method": method.label,
+                        "budget": None if budget is None else str(budget),
+                        "repeat": repeat,
+                        "seed": task.seed,
+                        "image": name,
+                        "scores": scores[rank],
+                        "spent": {k: round(v, 4) for k, v in vars(one.spent).items()},
+                    }
+                )
+    return {
+        "index": index,
+        "prompt": prompt,
+        "category": metadata["category"],
+        "load": round(load_average(), 2),
+        "results": results,
+    }
+
+
+def _save(
+    plan: Plan, name: str, made: Made, task: Task, method: Method, budget: Budget | None
+) -> None:
+    save_image(
+        plan.folder / name,
+        made.image,
+        prompt=task.prompt,
+        seed=task.seed,
+        model=method.model if method.search == "nar" else plan.config.model,
+        num_inference_steps=task.num_inference_steps,
+        guidance_scale=task.guidance_scale,
+        method=method.label,
+        budget=None if budget is None else str(budget),
+        lora=(*plan.config.lora, *method.loras),
+    )
+
+
+def do_run(plan: Plan) -> list[dict[str, Any]] | None:
+    """Do what is left of the run; the records of all prompts, None if others still work on some."""
+    count = len(plan.prompts)
+    do_all(plan.folder, count, lambda index: do_prompt(plan, index))
+    return read_all(plan.folder, count)
