@@ -43,6 +43,13 @@ EXAMPLES = [
     "a yellow star covering an orange ring",
     "a small black circle and a large orange star",
 ]
+# The browser names each run; Stop sends the name, and the run itself says "Stopped." as it ends.
+STARTED = """(...inputs) => {
+  const run = `${Date.now()}-${Math.random()}`;
+  document.getElementById('status').dataset.run = run;
+  return [...inputs.slice(0, -1), run];
+}"""
+STOP = "() => document.getElementById('status').dataset.run ?? ''"
 GPU = {"concurrency_id": "gpu", "concurrency_limit": 1}  # one computation at a time
 
 
@@ -97,26 +104,20 @@ def generate_tab(page: gr.Blocks, allow_any_model: bool) -> None:
             label="Command", lines=2, interactive=False, buttons=["copy"], elem_id="command"
         )
     seed = settings[3]
-    job = gr.on(
+    name = gr.Textbox("", label="Name of the run", visible=False)
+    gr.on(
         [run.click, prompt.submit],
         handlers.make_generate(allow_any_model),
-        [prompt, *settings],
+        [prompt, *settings, name],
         [gallery, seed, status, findings, command],
         api_name="generate",
         preprocess=False,  # the handler checks the values themselves
+        js=STARTED,
         show_progress_on=gallery,
         trigger_mode="once",
         **GPU,
     )
-    # A preview on its way when the job is cancelled would overwrite the line: say it after that one.
-    stop.click(None, cancels=job, queue=False, api_visibility="private").then(
-        handlers.stopped,
-        None,
-        status,
-        queue=False,
-        js="() => new Promise((done) => setTimeout(done, 400))",
-        api_visibility="private",
-    )
+    stop.click(handlers.stop, name, None, js=STOP, queue=False, api_visibility="private")
 
 
 def generate_settings(page: gr.Blocks, allow_any_model: bool) -> list[gr.components.Component]:

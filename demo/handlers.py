@@ -9,8 +9,9 @@ import logging
 import math
 import tempfile
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,8 @@ EMBEDDED = Path(align.__file__).parent / "embedded"
 RUNS = Path("runs")
 NO_LORA = ""
 LORAS_LISTED = 50
+NAME_LENGTH = 64  # of a run, as the browser names it
+TO_STOP: deque[str] = deque(maxlen=256)  # names of the runs that visitors stopped last
 DEFAULTS = {"embedded": (25, 3.0), "turbo": (1, 1.0), "other": (30, 7.5)}  # steps, guidance
 
 
@@ -103,8 +106,9 @@ def make_generate(allow_any_model: bool) -> Callable[..., Iterator[tuple]]:
         num_images: float,
         width: float | None,
         height: float | None,
+        run_name: str = "",
     ) -> Iterator[tuple]:
-        """Pictures of a prompt."""
+        """Pictures of a prompt; `stop(run_name)` ends it."""
         with _one_sentence():
             config = GenerateConfig(
                 prompt=(values.text("prompt", prompt, needed=True),),
@@ -118,28 +122,38 @@ def make_generate(allow_any_model: bool) -> Callable[..., Iterator[tuple]]:
                 width=None if width in (None, 0) else values.whole("width", width, 8, 4096),
                 height=None if height in (None, 0) else values.whole("height", height, 8, 4096),
             )
-            yield from _run(config)
+            yield from _run(config, run_name)
 
     return generate
 
 
-def _run(config: GenerateConfig) -> Iterator[tuple]:
+def stop(run_name: Any) -> None:
+    """End the run of that name within one step, or as it begins where it still waits."""
+    if isinstance(run_name, str) and run_name:
+        TO_STOP.append(run_name[:NAME_LENGTH])
+
+
+def _run(config: GenerateConfig, run_name: Any) -> Iterator[tuple]:
     unchanged, command = gr.skip(), command_line("generate", config)
     yield unchanged, config.seed, status("Loading the model …"), "", command
     from align.demo.pictures import generate_steps, judge, save_pictures  # takes a while at first
 
     update, shown = None, None
-    for newer in generate_steps(config):
-        update = newer or update
-        if newer is None or update is None:
-            yield (unchanged,) * 5
-        elif update.settings:
-            break
-        else:
-            fresh = update.images is not None and update.images is not shown
-            shown = update.images
-            previews = _previews(update) if fresh else unchanged
-            yield previews, unchanged, running(update), unchanged, unchanged
+    with closing(generate_steps(config)) as updates:
+        for newer in updates:
+            update = newer or update
+            if run_name in TO_STOP:
+                yield unchanged, unchanged, status("Stopped."), unchanged, unchanged
+                return
+            if newer is None or update is None:
+                yield (unchanged,) * 5
+            elif update.settings:
+                break
+            else:
+                fresh = update.images is not None and update.images is not shown
+                shown = update.images
+                previews = _previews(update) if fresh else unchanged
+                yield previews, unchanged, running(update), unchanged, unchanged
     if update is None or update.images is None:
         raise RuntimeError("the generation ended without pictures")
     verdicts = judge(config.model, config.prompt[0], update.images)
@@ -179,11 +193,6 @@ def running(update: "Update") -> str:
     text = f"Step {update.done} of {update.total} · {math.ceil(left)} s left"
     bar = f'<progress max="{update.total}" value="{update.done}" aria-label="progress"></progress>'
     return status(text, update).replace("</p>", f"</p>{bar}", 1)
-
-
-def stopped() -> str:
-    """The line under the gallery after Stop."""
-    return status("Stopped.")
 
 
 def findings(verdicts: "list[Verdict]", config: GenerateConfig) -> str:

@@ -3,7 +3,7 @@
 import functools
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ class Verdict:
     sees: str
 
 
-def generate_steps(config: GenerateConfig) -> Iterator[Update | None]:
+def generate_steps(config: GenerateConfig) -> Generator[Update | None, None, None]:
     """Images of one prompt, update by update; the last update has `settings`.
 
     None is yielded where a step takes long. Closing the iterator stops the job within one step.

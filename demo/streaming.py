@@ -2,7 +2,7 @@
 
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -13,7 +13,7 @@ class Stopped(Exception):
     """Raised inside the work, at its next report, once nobody wants the result."""
 
 
-def stream(work: Callable[[Callable[[T], None]], None]) -> Iterator[T | None]:
+def stream(work: Callable[[Callable[[T], None]], None]) -> Generator[T | None, None, None]:
     """Run `work(report)` in a thread and yield what it reports; None where it takes its time.
 
     Only the newest report is yielded where several have come. Closing the generator makes the

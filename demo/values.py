@@ -36,10 +36,10 @@ def number(name: str, value: Any, low: float, high: float) -> float:
 
 def whole(name: str, value: Any, low: int, high: int) -> int:
     """A whole number from low to high."""
-    number = number(name, value, low, high)
-    if number != int(number):
+    checked = number(name, value, low, high)
+    if checked != int(checked):
         raise ValueError(f"{name} is {short(value)}; it must be a whole number")
-    return int(number)
+    return int(checked)
 
 
 def seed(value: Any, randomize: Any) -> int:

@@ -155,6 +155,31 @@ def test_closing_the_handler_stops_the_work_within_one_step(model, monkeypatch):
     assert not pictures.SLOT.locked()
 
 
+def test_a_stopped_run_says_so_last_and_others_go_on(model, monkeypatch):
+    from align.demo import pictures
+
+    steps = []
+    monkeypatch.setattr(pictures, "generate_batch", slowed(pictures.generate_batch, steps))
+    texts = []
+    for _, _, status, _, _ in handlers.make_generate(True)(
+        *values(model, num_inference_steps=100), "mine"
+    ):
+        if not is_skip(status):
+            texts.append(status)
+        if "Step" in texts[-1]:
+            handlers.stop("mine")
+    assert len(steps) < 100
+    assert texts[-1] == handlers.status("Stopped.")
+    handlers.stop("queued")  # before its turn has come
+    queued = list(handlers.make_generate(True)(*values(model), "queued"))
+    assert queued[-1][2] == handlers.status("Stopped.")
+    other = list(handlers.make_generate(True)(*values(model), "other"))
+    assert "2 pictures in" in other[-1][2]
+    for odd in ("", None, 3, ["a"]):
+        handlers.stop(odd)
+    assert "2 pictures in" in run(model)[-1][2]
+
+
 def test_a_stream_gives_the_newest_report_and_what_the_work_raises():
     def work(report):
         for number in range(5):
