@@ -21,8 +21,9 @@ class EvaluationConfig:
     """Only the first so many prompts of each category."""
     reward: str | None = None
     """What methods that search choose by: a reward expression."""
-    weights: str = "category"
-    """How --reward's terms are weighed: category, uniform (as written) or a table's path."""
+    weights: str | None = None
+    """How --reward's terms are weighed: category, uniform (as written) or a table's path (default:
+    category; the papers' methods take uniform)."""
     judge: str | None = None
     """What judges: a reward expression that was not optimized (default: the verifier)."""
     also: str | None = None

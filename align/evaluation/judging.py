@@ -16,7 +16,6 @@ from align.prompts import PromptSet
 from align.rewards import load_judge, load_reward, parse_expression
 from align.rewards.expression import leaves
 from align.rewards.reward import Reward
-from align.trust import EMBEDDED_TABLE, PUBLISHED, category_weights, read_table
 
 VERIFIER = ("verifier", "verifier-partial")
 SCENES_REWARDS = "scenes-clip,scenes-vqa,scenes-count,scenes-preference"
@@ -147,7 +146,8 @@ def judge_images(
     else:
         mine = judges.judge.terms(images, prompts, rows)
         total = judges.judge.combine(mine)
-        _record(records, {k: v for k, v in mine.items() if k not in VERIFIER})
+        if len(mine) > 1:
+            _record(records, {k: v for k, v in mine.items() if k not in VERIFIER})
     _record(records, {"judge": total})
     if judges.others is not None:
         _record(records, judges.others.terms(images, prompts, rows))
@@ -178,32 +178,3 @@ def read_scene(prompt: str, image: Float[Tensor, "3 64 64"]) -> dict[str, Any]:
 
 def _short(value: Any) -> Any:
     return round(value, 2) if isinstance(value, float) else value
-
-
-class Choice:
-    """How a search weighs the reward's terms: called with them [b] and the category.
-
-    `uniform` takes the expression as it is written. `category`, or a table's path, takes the
-    table's weights on scores normalized by its statistics; where the table does not know the
-    category or a term, the expression as written again.
-    """
-
-    def __init__(self, reward: Reward, weights: str):
-        self.reward = reward
-        self.table: dict[str, Any] | None = None
-        if weights == "category":
-            known = set(reward.functions) <= set(read_table(EMBEDDED_TABLE)["statistics"])
-            self.table = read_table(EMBEDDED_TABLE if known else PUBLISHED)
-        elif weights != "uniform":
-            self.table = read_table(weights)
-
-    def __call__(self, terms: dict[str, Float[Tensor, " b"]], category: str) -> Float[Tensor, " b"]:
-        """The scores [b] that a search maximizes."""
-        table = self.table or {}
-        statistics, names = table.get("statistics", {}), list(terms)
-        fits = category in table.get("categories", {}) and set(names) <= set(statistics)
-        if not fits or len(names) == 1:
-            return self.reward.combine(terms)
-        weights = category_weights(table, category, names)
-        scaled = [weights[name] * terms[name] / statistics[name]["std"] for name in names]
-        return torch.stack(scaled).sum(0)

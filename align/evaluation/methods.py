@@ -8,7 +8,7 @@ reno, carinox, carinox-paper, langevin, zero-order, evolution
 nar, nar=MODEL  one picture by neighboring-autoregressive decoding
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -16,12 +16,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-import align
 from align.budget import Budget
 from align.checks import one_of
 from align.config import OptimizeConfig
 from align.denoisers import default_steps
 from align.evaluation.spending import Spent, spending, spending_of
+from align.noise_opt import optimize
+from align.noise_opt.search import PULLS, measure_backward_cost
+from align.noise_opt.weights import weigh
 from align.optimize_config import Method as OptimizeMethod
 from align.rewards.reward import Reward
 from align.sample import generate
@@ -61,14 +63,22 @@ class Task:
     metadata: dict[str, Any]
     seed: int
     reward: Reward | None
-    choose_by: Callable[[dict[str, Tensor], str], Tensor] | None
-    """(the reward's terms [b], the category) -> the scores [b] that a search maximizes."""
-    weights: str
+    weights: str | None = None
+    """Of the reward's terms; None: by category, but for the papers' methods uniform."""
     num_inference_steps: int | None = None
     guidance_scale: float | None = None
     batch_size: int = 8
-    costs: Spent | None = None
-    """What one candidate costs, reward included, as measured in this run (`measure_costs`)."""
+    costs: "Costs | None" = None
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Measured once a run, so that budgets mean the same for every prompt and process."""
+
+    seconds: float
+    """For one picture without gradient, the reward's scores included."""
+    backward: float | None
+    """Forwards that a backward pass counts as; None where no method makes one."""
 
 
 @dataclass(frozen=True)
@@ -107,8 +117,6 @@ def _parse_method(label: str) -> Method:
             search = name
         else:
             raise ValueError(f"there is no method {part.strip()!r}; {one_of(name, NAMES)}")
-    if search in OPTIMIZERS and not hasattr(align, "optimize"):
-        raise ValueError(f"method {search!r} needs align.optimize, which is not in this version")
     return Method(label, search, tuple(loras), count, model)
 
 
@@ -162,10 +170,9 @@ def _best_of_n(method: Method, task: Task, budgets: Sequence[Budget | None]) -> 
 def score(task: Task, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:
     """What the search maximizes, of pictures of the task's prompt."""
     assert task.reward is not None  # checked before the run: a searching method has one
-    assert task.choose_by is not None
     rows = len(images)
     terms = task.reward.terms(images, [task.prompt] * rows, [task.metadata] * rows)
-    return task.choose_by(terms, task.metadata["category"])
+    return weigh(task.reward, task.prompt, task.weights or "category").objective.total(terms)
 
 
 def candidates(budget: Budget | None, task: Task, count: int | None) -> int:
@@ -186,8 +193,8 @@ def _steps(task: Task) -> int:
     return task.num_inference_steps or default_steps(task.pipe)
 
 
-def measure_costs(task: Task) -> Spent:
-    """What one candidate costs in this run: counts, and the least of three mean times.
+def measure_costs(task: Task, methods: Sequence[Method]) -> Costs:
+    """What pictures cost in this run: the least of three mean times, and that of a backward pass.
 
     On a CPU the seconds are processor time over the threads used, so that other work on the
     machine does not count; elsewhere they are those of the clock.
@@ -198,13 +205,14 @@ def measure_costs(task: Task) -> Spent:
             images = _draw(task, [task.seed + i for i in range(task.batch_size)])
             if task.reward is not None:
                 score(task, images)
-        rounds.append(spent.share(1 / task.batch_size))
-    least = min(rounds, key=lambda one: one.cpu_seconds)
-    if images.device.type == "cpu":
-        least.seconds = least.cpu_seconds / torch.get_num_threads()
-    else:
-        least.seconds = min(one.seconds for one in rounds)
-    return least
+        cpu = spent.cpu_seconds / torch.get_num_threads()
+        rounds.append((cpu if images.device.type == "cpu" else spent.seconds) / task.batch_size)
+    if not any(method.search in PULLS for method in methods):
+        return Costs(min(rounds), None)
+    config = OptimizeConfig(
+        num_inference_steps=task.num_inference_steps, guidance_scale=task.guidance_scale
+    )
+    return Costs(min(rounds), measure_backward_cost(task.pipe, task.prompt, config))
 
 
 def _optimized(method: Method, task: Task, budget: Budget | None) -> Made:
@@ -221,11 +229,13 @@ def _optimized(method: Method, task: Task, budget: Budget | None) -> Made:
         weights=task.weights,
         num_inference_steps=task.num_inference_steps,
         guidance_scale=task.guidance_scale,
+        batch_size=task.batch_size,
+        backward_cost=task.costs.backward if task.costs else None,
         seed=task.seed,
     )
     image = None
     with spending_of(task.pipe, task.reward) as spent:
-        for step in align.optimize(task.pipe, task.prompt, task.reward, config):  # pyright: ignore
+        for step in optimize(task.pipe, task.prompt, task.reward, config, metadata=task.metadata):
             image = step.best_image
     if image is None:
         raise ValueError(f"{method.label} made no picture with a budget of {budget}; give it more")

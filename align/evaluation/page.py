@@ -101,6 +101,8 @@ def tables(report: dict[str, Any]) -> dict[str, Table]:
     made = {"Scores": _scores(report), "Scores by category": _categories(report)}
     if report["differences"]:
         made["Paired differences"] = _differences(report)
+    if report["steps"]:
+        made["What a larger budget adds"] = _steps(report)
     made["Cost of a picture"] = _costs(report)
     if any("diversity" in one for one in report["figures"]):
         made["Diversity"] = _diversity(report)
@@ -110,12 +112,13 @@ def tables(report: dict[str, Any]) -> dict[str, Table]:
 
 
 def _scores(report: dict[str, Any]) -> Table:
-    names = report["measures"]
-    head = ["method", *(measure_name(name, report) for name in names)]
-    rows = [
-        [label(one, report), *(with_interval(one["overall"][name], name) for name in names)]
-        for one in report["figures"]
-    ]
+    names, figures = report["measures"], report["figures"]
+    grid = [[with_interval(one["overall"][name], name) for one in figures] for name in names]
+    head = ["measure", *(label(one, report) for one in figures)]
+    rows = [[measure_name(name, report), *row] for name, row in zip(names, grid, strict=True)]
+    if len(figures) > 4:  # then the methods go down the page
+        rows = [list(row) for row in zip(head, *rows, strict=True)]
+        head, *rows = rows
     note = "Means over categories; 95 % intervals by a bootstrap over prompts."
     if report["optimized"] and report["held_out"]:
         note += (
@@ -128,17 +131,19 @@ def _scores(report: dict[str, Any]) -> Table:
 def _categories(report: dict[str, Any]) -> Table:
     figures = plots.shown_figures(report)
     names = [name for name in report["measures"] if name in ("exact", "partial")]
-    names = list(dict.fromkeys([report["main"], *names]))
-    titles = [f"{label(one, report)}: {measure_name(n, report)}" for one in figures for n in names]
+    names = list(dict.fromkeys([report["main"], *names])) if len(figures) < 3 else [report["main"]]
+    columns = [(one, name) for one in figures for name in names]
+    titles = [
+        label(one, report) + (f": {measure_name(name, report)}" if len(names) > 1 else "")
+        for one, name in columns
+    ]
     rows = [
-        [
-            category,
-            str(count),
-            *(with_interval(one["categories"][category][n], n) for one in figures for n in names),
-        ]
+        [f"{category} ({count} prompts)"]
+        + [with_interval(one["categories"][category][name], name) for one, name in columns]
         for category, count in report["categories"].items()
     ]
-    return ["category", "prompts", *titles], rows, ""
+    note = "" if len(names) > 1 else f"The main measure: {measure_name(report['main'], report)}."
+    return ["category", *titles], rows, note
 
 
 def _differences(report: dict[str, Any]) -> Table:
@@ -155,15 +160,24 @@ def _differences(report: dict[str, Any]) -> Table:
     return ["difference", "measure", "mean and interval", "verdict"], rows, note
 
 
+def _steps(report: dict[str, Any]) -> Table:
+    rows = [
+        [f"{row['method']}, {row['from']} to {row['to']}", signed(row, row["measure"])]
+        for row in report["steps"]
+    ]
+    note = "Paired by prompt. A search is saturated where no step beyond is above 0 for certain."
+    return ["step", measure_name(report["main"], report)], rows, note
+
+
 def _costs(report: dict[str, Any]) -> Table:
     keys = {
-        "images": "pictures drawn",
+        "images": "drawn",
         "generator_forwards": "generator forward",
-        "generator_backwards": "generator backward",
+        "generator_backwards": "backward",
         "reward_forwards": "reward forward",
-        "reward_backwards": "reward backward",
+        "reward_backwards": "backward",
         "seconds": "seconds",
-        "cpu_seconds": "processor seconds",
+        "cpu_seconds": "CPU seconds",
     }
     rows = [
         [
@@ -173,8 +187,9 @@ def _costs(report: dict[str, Any]) -> Table:
         for one in report["figures"]
     ]
     note = (
-        "Passes per finished picture; a guided denoising step is two generator passes, which a "
-        "budget in nfe counts once. "
+        "Pictures drawn and passes made for one finished picture. A guided denoising step is two "
+        "generator passes, which a budget in nfe counts once; backward passes count at their "
+        "measured cost there, and not at all in a budget in images. "
     )
     return ["method", *keys.values()], rows, note + load_note(report)
 

@@ -37,7 +37,7 @@ def by_category(report: dict[str, Any]) -> "Figure":
     axes.set_xlabel(f"{measure_name(report['main'], report)}, 95 % interval over prompts")
     _plain(axes, report)
     if len(figures) > 1:
-        axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3)
+        figure.legend(frameon=False, loc="outside lower center", ncols=min(len(figures), 4))
     return figure
 
 

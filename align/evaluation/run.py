@@ -14,9 +14,9 @@ from align.budget import Budget
 from align.denoisers import image_size
 from align.evaluation.benchmarks import choose, load_benchmark
 from align.evaluation.config import CompareConfig, EvaluateConfig, EvaluationConfig
-from align.evaluation.judging import Choice, Judges, judge_images, load_judges
-from align.evaluation.methods import Made, Method, Task, measure_costs, parse_methods, run
-from align.evaluation.spending import Spent, check_quiet, load_average
+from align.evaluation.judging import Judges, judge_images, load_judges
+from align.evaluation.methods import Costs, Made, Method, Task, measure_costs, parse_methods, run
+from align.evaluation.spending import check_quiet, load_average
 from align.evaluation.work import (
     check_out,
     claimed,
@@ -26,6 +26,7 @@ from align.evaluation.work import (
 )
 from align.files import write_json
 from align.models import load_pipeline
+from align.noise_opt.search import PULLS
 from align.prompts import PromptSet, default_prompts
 from align.rewards import load_reward
 from align.rewards.reward import Reward
@@ -51,7 +52,7 @@ class Plan:
     reward: Reward | None
     load: float
     """Of the machine, before the start."""
-    costs: Spent | None
+    costs: Costs | None
 
 
 def make_plan(
@@ -88,7 +89,8 @@ def make_plan(
         load=load,
         costs=None,
     )
-    return replace(plan, costs=_shared_costs(plan)) if in_seconds else plan
+    timed = in_seconds or any(method.search in PULLS for method in parsed)
+    return replace(plan, costs=_shared_costs(plan)) if timed else plan
 
 
 def _load_pipes(config: EvaluationConfig, methods: list[Method], pipe: Any) -> dict[str, Any]:
@@ -114,14 +116,15 @@ def _load_pipes(config: EvaluationConfig, methods: list[Method], pipe: Any) -> d
     return pipes
 
 
-def _shared_costs(plan: Plan) -> Spent:
+def _shared_costs(plan: Plan) -> Costs:
     """Measured once a run and kept, so that every process turns budgets into the same counts."""
     file = plan.folder / "costs.json"
     with claimed(plan.folder / "claims" / "costs.lock", wait=True):
         if not file.is_file():
-            method = next((m for m in plan.methods if m.search == "bon"), plan.methods[0])
-            write_json(file, dataclasses.asdict(measure_costs(task_of(plan, method, 0, 0))))
-    return Spent(**json.loads(file.read_text(encoding="utf-8")))
+            method = next((m for m in plan.methods if m.searches), plan.methods[0])
+            costs = measure_costs(task_of(plan, method, 0, 0), plan.methods)
+            write_json(file, dataclasses.asdict(costs))
+    return Costs(**json.loads(file.read_text(encoding="utf-8")))
 
 
 def task_of(plan: Plan, method: Method, index: int, repeat: int) -> Task:
@@ -135,7 +138,6 @@ def task_of(plan: Plan, method: Method, index: int, repeat: int) -> Task:
         metadata=plan.prompts.metadata[index],
         seed=first + STRIDE * repeat,
         reward=plan.reward,
-        choose_by=Choice(plan.reward, config.weights) if plan.reward else None,
         weights=config.weights,
         num_inference_steps=config.num_inference_steps,
         guidance_scale=config.guidance_scale,

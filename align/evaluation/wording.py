@@ -73,7 +73,8 @@ def verdict(row: dict[str, Any]) -> str:
 def levers(report: dict[str, Any]) -> list[str]:
     """Which method to use at which budget, a sentence each, and where searching stops paying."""
     main, sentences = report["main"], []
-    for budget in dict.fromkeys(one["budget"] for one in report["figures"]):
+    methods = {one["method"] for one in report["figures"]}
+    for budget in dict.fromkeys(one["budget"] for one in report["figures"] if len(methods) > 1):
         mine = [one for one in report["figures"] if one["budget"] == budget]
         best = max(mine, key=lambda one: one["overall"][main]["mean"])
         sentences.append(f"At {budget}: {_choice(best, mine, report)}")

@@ -1,0 +1,79 @@
+"""Intervals: coverage where the truth is known, strata, pairs, degenerate cases."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from align.evaluation.statistics import difference, estimate
+
+
+def test_coverage_of_few_prompts_with_few_pictures():
+    """`scripts/bench/statistics.py` measures it finely; this would notice a broken interval."""
+    generator, hits = np.random.default_rng(0), 0
+    for repetition in range(300):
+        chances = generator.beta(1.2, 1.0, size=12)
+        values = generator.binomial(4, chances) / 4
+        found = estimate(values, bounds=(0, 1), seed=repetition)
+        hits += found.low <= 1.2 / 2.2 <= found.high
+    assert 0.91 <= hits / 300 <= 0.985
+
+
+def test_for_normal_values_it_is_students_interval():
+    values = np.random.default_rng(1).normal(size=15)
+    found = estimate(values)
+    low, high = stats.t.interval(0.95, 14, values.mean(), stats.sem(values))
+    assert found.low == pytest.approx(low, abs=0.1)
+    assert found.high == pytest.approx(high, abs=0.1)
+    assert found.mean == pytest.approx(values.mean())
+
+
+def test_categories_weigh_the_same_and_their_differences_do_not_widen_the_interval():
+    spread = np.linspace(-0.1, 0.1, 10)
+    values = np.concatenate([0.2 + spread, 0.8 + spread, 0.8 + spread[:5] - spread[:5].mean()])
+    labels = ["a"] * 10 + ["b"] * 10 + ["c"] * 5
+    found, pooled = estimate(values, labels), estimate(values)
+    assert found.mean == pytest.approx(0.6)
+    assert pooled.mean > 0.65 - 0.1
+    assert found.high - found.low < 0.25 * (pooled.high - pooled.low)
+
+
+def test_pairs_cancel_what_prompts_have_in_common():
+    hard = np.random.default_rng(2).uniform(size=40)
+    rise = np.random.default_rng(3).normal(0.1, 0.02, size=40)
+    found = difference(hard, hard + rise)
+    assert found.decided
+    assert found.high - found.low < 0.02
+    assert not difference(hard, hard).decided
+    assert not difference(hard, np.random.default_rng(4).permutation(hard)).decided
+
+
+def test_prompts_that_all_agree_are_not_certain():
+    nothing = estimate([0.0] * 12, bounds=(0, 1))
+    assert (nothing.mean, nothing.low) == (0, 0)
+    assert nothing.high == pytest.approx(stats.binomtest(0, 12).proportion_ci().high)
+    half = estimate([0.5] * 4, bounds=(0, 1))
+    assert half.low < 0.1
+    assert half.high > 0.9
+    alone = estimate([0.3])
+    assert (alone.low, alone.high) == (float("-inf"), float("inf"))
+
+
+def test_intervals_stay_inside_the_bounds():
+    found = estimate([1, 1, 1, 1, 0.5], bounds=(0, 1))
+    assert found.high == 1
+    assert found.low < 0.8
+
+
+@pytest.mark.parametrize(
+    ("values", "strata", "message"),
+    [
+        ([], None, "there are no values"),
+        ([0.1, float("nan")], None, "must be finite"),
+        ([0.1, 0.2], ["a"], "got 1 strata for 2 values"),
+    ],
+)
+def test_bad_values(values, strata, message):
+    with pytest.raises(ValueError, match=message):
+        estimate(values, strata)
+    with pytest.raises(ValueError, match="pairs need one of each"):
+        difference([1.0], [1.0, 2.0])
