@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import queue
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -110,14 +111,29 @@ def test_previews_and_time_left_come_before_the_pictures(model, monkeypatch):
 
     monkeypatch.setattr(pictures, "PREVIEW_EVERY", 0.0)
     monkeypatch.setattr(pictures, "PREVIEW_SHARE", 1.0)
-    monkeypatch.setattr(pictures, "generate_batch", slowed(pictures.generate_batch))
-    updates = run(model, num_inference_steps=6)
+    told, generate_batch = queue.SimpleQueue(), pictures.generate_batch
+
+    def waiting(*arguments, on_step, **settings):
+        """Each step waits until the page was told of the one before."""
+
+        def step(index, *parts):
+            while index and f"Step {index} of 6" not in told.get(timeout=60):
+                pass
+            on_step(index, *parts)
+
+        return generate_batch(*arguments, on_step=step, **settings)
+
+    monkeypatch.setattr(pictures, "generate_batch", waiting)
+    updates = []
+    for update in handlers.make_generate(True)(*values(model, num_inference_steps=6)):
+        updates.append(update)
+        told.put(str(update[2]))
     previews = [gallery for gallery, *_ in updates[:-1] if isinstance(gallery, list)]
-    assert previews
+    assert len(previews) == 5
     assert {len(images) for images in previews} == {2}
     assert all(image.size == (16, 16) for images in previews for image in images)
     texts = [status for _, _, status, _, _ in updates[:-1] if not is_skip(status)]
-    assert any("of 6" in text and "s left" in text for text in texts)
+    assert sum("of 6" in text and "s left" in text for text in texts) >= 5
 
 
 def slowed(function, steps=None):
@@ -148,7 +164,7 @@ def test_closing_the_handler_stops_the_work_within_one_step(model, monkeypatch):
     reached = len(steps)
     workers = [t for t in threading.enumerate() if t.name == "align-demo-work"]
     for worker in workers:
-        worker.join(timeout=30)
+        worker.join(timeout=120)
     assert not any(worker.is_alive() for worker in workers)
     assert len(steps) <= reached + 1
     assert len(steps) < 100
@@ -207,7 +223,7 @@ def test_a_closed_stream_ends_the_work_at_its_next_report():
     job = stream(work)
     next(job)
     job.close()
-    assert ended.wait(10)
+    assert ended.wait(120)
 
 
 BAD = [

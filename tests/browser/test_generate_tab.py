@@ -158,7 +158,9 @@ def test_it_fits_a_phone_and_the_dark(open_page, server, artifacts):
 
 
 def test_the_endpoint_answers_a_client_and_checks_its_values(server, tmp_path):
-    client = Client(server[0], verbose=False, download_files=tmp_path)
+    client = Client(
+        server[0], verbose=False, download_files=tmp_path, httpx_kwargs={"timeout": PATIENCE}
+    )
     gallery, seed, status, findings, command = client.predict(
         prompt=PROMPT,
         seed=11,
