@@ -12,6 +12,9 @@ the verifier only judges. Results go to `--out` as JSON, so that seeds may run s
 
 import argparse
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +23,6 @@ from scipy.stats import bootstrap
 
 import align
 from align import scenes
-
-NOISES, PER_CATEGORY = 4, 20
 
 
 def prompts_of(name: str, per_category: int) -> list[str]:
@@ -64,18 +65,18 @@ def save(path: Path, exact: np.ndarray, **facts) -> None:
 
 
 def sweep(args: argparse.Namespace) -> None:
-    prompts = prompts_of("scenes-heldout-a", 10)
+    prompts = prompts_of("scenes-heldout-a", args.per_category)
     pipe = align.load_pipeline("embedded/scenes")
-    for steps in (10, 25):
-        for guidance in (1.5, 2.5, 4.0, 6.0):
+    for steps in args.sweep_steps:
+        for guidance in args.sweep_guidance:
             print(f"{steps} steps, guidance {guidance}: ", end="")
-            judge(pipe, prompts, 2, steps, guidance)
+            judge(pipe, prompts, args.noises, steps, guidance)
 
 
 def base(args: argparse.Namespace) -> None:
-    prompts = prompts_of("scenes-heldout-b", PER_CATEGORY)
+    prompts = prompts_of("scenes-heldout-b", args.per_category)
     pipe = align.load_pipeline("embedded/scenes")
-    exact = judge(pipe, prompts, NOISES, args.num_inference_steps, args.guidance_scale)
+    exact = judge(pipe, prompts, args.noises, args.num_inference_steps, args.guidance_scale)
     save(args.out / "base.json", exact, prompts=prompts, **settings(args))
 
 
@@ -83,22 +84,32 @@ def settings(args: argparse.Namespace) -> dict:
     return {"steps": args.num_inference_steps, "guidance": args.guidance_scale}
 
 
+def train_lora(args: argparse.Namespace, out: Path) -> None:
+    """What a user types, with a process for each core."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node",
+               str(args.processes), "-m", "align", "train", "--preset", args.preset,
+               "--model", "embedded/scenes", "--reward", args.reward,
+               "--prompts", "scenes-heldout-a", "--max-minutes", str(args.minutes),
+               "--seed", str(args.seed), "--tracker", "none", "--out", str(out),
+               "--overwrite", *args.options]  # fmt: skip
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
+    subprocess.run(command, check=True, env=environment)
+
+
 def lora(args: argparse.Namespace) -> None:
-    result = align.train(
-        align.TrainConfig(
-            model="embedded/scenes", reward=args.reward, prompts="scenes-heldout-a",
-            preset=args.preset, max_minutes=args.minutes, seed=args.seed, tracker="none",
-            out=str(args.out / f"seed-{args.seed}"), overwrite=True,
-        )
-    )  # fmt: skip
-    seconds = sum(record["seconds"] for record in result.metrics)
-    print(f"seed {args.seed}: {result.steps} updates, {seconds / 60:.1f} min", flush=True)
+    out = args.out / f"seed-{args.seed}"
+    if not (out / "lora").exists() or not args.judge_only:
+        train_lora(args, out)
+    metrics = [json.loads(line) for line in (out / "metrics.jsonl").open()]
+    minutes = sum(record.get("seconds", 0.0) for record in metrics) / 60
+    updates = metrics[-1]["step"]
+    print(f"seed {args.seed}: {updates} updates, {minutes:.1f} min", flush=True)
     judged = "scenes-heldout-a" if args.pilot else "scenes-heldout-b"
-    prompts = prompts_of(judged, PER_CATEGORY)
-    pipe = align.load_pipeline("embedded/scenes", lora=[str(result.out)])
-    exact = judge(pipe, prompts, NOISES, args.num_inference_steps, args.guidance_scale)
+    prompts = prompts_of(judged, args.per_category)
+    pipe = align.load_pipeline("embedded/scenes", lora=[str(out)])
+    exact = judge(pipe, prompts, args.noises, args.num_inference_steps, args.guidance_scale)
     if not args.pilot:
-        facts = {"updates": result.steps, "minutes": seconds / 60, **settings(args)}
+        facts = {"updates": updates, "minutes": minutes, **settings(args)}
         save(args.out / f"seed-{args.seed}.json", exact, prompts=prompts, **facts)
 
 
@@ -108,11 +119,12 @@ def report(args: argparse.Namespace) -> None:
     reference = np.array(before["exact"])
     categories = np.array([scenes.category(prompt) for prompt in before["prompts"]])
     gains = []
+    print(f"base: {before['steps']} steps, guidance {before['guidance']}")
     print("| seed | minutes | base % | LoRA % | gain (points) |\n|---|---|---|---|---|")
     for path in sorted(args.out.glob("seed-*.json")):
         run = json.loads(path.read_text())
-        if any(run[key] != before[key] for key in ("steps", "guidance", "prompts")):
-            raise ValueError(f"{path} was judged under other settings than base.json")
+        if run["prompts"] != before["prompts"]:
+            raise ValueError(f"{path} was judged on other prompts than base.json")
         exact = np.array(run["exact"])
         gains.append((exact - reference).mean(1))
         figures = f"{100 * reference.mean():.1f} | {100 * exact.mean():.1f}"
@@ -140,6 +152,13 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--num-inference-steps", type=int, default=20)
     parser.add_argument("--guidance-scale", type=float, default=4.5)
+    parser.add_argument("--sweep-steps", type=int, nargs="+", default=[10, 25])
+    parser.add_argument("--sweep-guidance", type=float, nargs="+", default=[2.5, 4.0, 6.0, 8.0])
+    parser.add_argument("--per-category", type=int, default=20, help="prompts")
+    parser.add_argument("--noises", type=int, default=4, help="of each prompt")
+    parser.add_argument("--processes", type=int, default=2, help="of the training")
+    parser.add_argument("--judge-only", action="store_true", help="take the LoRA that is there")
+    parser.add_argument("--options", nargs=argparse.REMAINDER, default=[], help="of align train")
     parser.add_argument("--pilot", action="store_true", help="judge on half a, keep no figures")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
