@@ -66,7 +66,7 @@ class OptimizeConfig:
     backward_cost: float | None = None
     """Forwards that a backward counts as (default: measured at the start)."""
     seed: int = 0
-    """Seed of the noises: candidate i starts from that of seed + i."""
+    """Seed of the noises; the first candidate is the image of align generate with it."""
 
     def __post_init__(self) -> None:
         """Raise ValueError where a value is out of range."""

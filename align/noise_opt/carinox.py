@@ -45,7 +45,8 @@ def carinox(s: Setup) -> Search:
     queue = [int(i) for i in screen(images, totals) if totals[i].isfinite()]
     if not queue or len(s.weights) == 0:
         return
-    start, affordable = s.purse.spent, s.purse.fits(1)
+    each = backwards_each(s)
+    start, affordable = s.purse.spent, s.purse.fits(each)
     budgeted = s.purse.budget is not None
     total_iterations = 1_000_000 if budgeted and not s.iterations_given else s.iterations
     width = max(1, min(KEPT, len(queue), affordable // LEAST_ITERATIONS))
@@ -56,7 +57,7 @@ def carinox(s: Setup) -> Search:
         done = (s.purse.spent - start) / max(1e-9, 1 - start) if budgeted else 0.0
         done = max(done, iteration / total_iterations)
         tracks = halved(tracks, width, done)
-        count = s.purse.fits(1, len(tracks))
+        count = s.purse.fits(each, len(tracks))
         if count == 0 or iteration + 1 == total_iterations:
             if count := s.purse.fits(0, len(tracks)):
                 yield Ask(_stack(tracks[:count]), "optimize", notes=notes)
@@ -103,6 +104,12 @@ def _explore(s: Setup) -> Generator[Ask, Answer, tuple[Tensor, Tensor, Tensor]]:
         totals.append(answer.totals)
         done += count
     return torch.cat(noises), torch.cat(images), torch.cat(totals)
+
+
+def backwards_each(s: Setup) -> float:
+    """Backwards of an image with gradient, by cost: "exact" makes it once a term."""
+    terms = len(s.weights)
+    return terms + (terms - 1) / s.purse.backward_cost if s.pull == "exact" else 1.0
 
 
 def screen(

@@ -162,7 +162,8 @@ def _search(run: Path, pipe: Any, reward: Any, config: OptimizeRunConfig, job: _
     from tqdm import tqdm
 
     names = [field.name for field in dataclasses.fields(OptimizeConfig)]
-    values = {name: getattr(config, name) for name in names} | {"seed": job.seed}
+    values: dict[str, Any] = {name: getattr(config, name) for name in names}
+    values["seed"] = job.seed
     settings = _picture_settings(config, pipe)
     folder = PromptFolder(
         folder_of(run, job.index), job.prompt, job.seed, settings, keep=config.best
@@ -211,8 +212,8 @@ def _render(
 ) -> None:
     """The best noise by another model, or with another number of steps, as render.png."""
     if config.render_model:
-        kind = {"device": config.device, "dtype": config.dtype, "attention": config.attention}
-        pipe = load_pipeline(config.render_model, **kind)
+        kind: dict[str, Any] = {"device": config.device, "dtype": config.dtype}
+        pipe = load_pipeline(config.render_model, attention=config.attention, **kind)
     steps = config.render_steps
     with torch.no_grad():
         image = generate(
@@ -223,7 +224,7 @@ def _render(
             num_inference_steps=steps,
             guidance_scale=None if config.render_model else config.guidance_scale,
         )[0]
-    settings = folder.settings | {"num_inference_steps": steps}
+    settings: dict[str, Any] = folder.settings | {"num_inference_steps": steps}
     settings |= {"model": config.render_model or config.model}
     save_image(folder.path / "render.png", image, prompt=job.prompt, seed=job.seed, **settings)
 

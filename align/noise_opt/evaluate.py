@@ -1,6 +1,5 @@
 """Images, scores and gradients for an `Ask`: the only place where a search meets the models."""
 
-import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,16 +38,17 @@ class Evaluator:
         )
 
     def _batch(self, noise: Tensor, pull: Pull | None) -> Answer:
-        count = len(noise)
-        self.purse.generator_forwards += count
+        # With "exact" a batch holds every noise once a term, so that one backward pass serves all.
+        repeats = len(self.objective.pulled) if pull == "exact" else 1
+        self.purse.generator_forwards += repeats * len(noise)
         if pull is None:
             with torch.no_grad():
                 images = self.paint(noise)
             return Answer(images, *self.score(images), None)
         with torch.enable_grad():
-            leaf = noise.requires_grad_(True)
+            leaf = noise.repeat(repeats, 1, 1, 1).requires_grad_(True)
             painted = self.paint(leaf)
-        images, broken = _mended(painted.detach())
+        images, broken = _mended(painted[: len(noise)].detach())
         with torch.enable_grad():
             pixels = images.requires_grad_(True)
             terms = self._terms(pixels)
@@ -58,6 +58,7 @@ class Evaluator:
             slopes = [torch.autograd.grad(loss, pixels, retain_graph=True)[0] for loss in losses]
         terms = {name: score.detach() for name, score in terms.items()}
         gradients = self._pull_back(pull, painted, leaf, torch.stack(slopes))
+        gradients = gradients.reshape(-1, *noise.shape)
         images = images.detach()
         return Answer(images, terms, self._totals(terms, broken), gradients)
 
@@ -83,35 +84,22 @@ class Evaluator:
     def _pull_back(
         self, pull: Pull, painted: Tensor, noise: Tensor, slopes: Float[Tensor, "k n 3 h w"]
     ) -> Float[Tensor, "k n c h w"]:
-        """Gradients on the image to gradients on the noise, one backward pass each row of k."""
+        """Gradients on the image to gradients on the noise: one backward pass, or one a term."""
         slopes = slopes.to(painted)
         if pull == "image":
             slopes = clipped(slopes.flatten(0, 1), self.clip).view_as(slopes)
         if pull in ("sum", "image"):
             weights = [part.weight for part in self.objective.pulled]
-            slopes = torch.tensordot(torch.tensor(weights).to(slopes), slopes, 1)[None]
-        self.purse.generator_backwards += len(slopes) * len(noise)
+            row = torch.tensor(weights, dtype=slopes.dtype, device=slopes.device)
+            slopes = torch.tensordot(row, slopes, 1)[None]
         if pull == "exact":
-            return batched_vjp(painted, noise, slopes)
+            slopes = slopes.flatten(0, 1)[None]
+        self.purse.generator_backwards += len(slopes) * len(noise)
         passes = [
             torch.autograd.grad(painted, noise, slope, retain_graph=index + 1 < len(slopes))[0]
             for index, slope in enumerate(slopes)
         ]
         return torch.stack(passes)
-
-
-def batched_vjp(
-    images: Float[Tensor, "n 3 height width"],
-    noise: Float[Tensor, "n c h w"],
-    slopes: Float[Tensor, "k n 3 height width"],
-) -> Float[Tensor, "k n c h w"]:
-    """k vector-Jacobian products through one graph in one call.
-
-    Operators without a batching rule, such as fused attention, run k times inside.
-    """
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="There is a performance drop", append=False)
-        return torch.autograd.grad(images, noise, slopes, is_grads_batched=True)[0]
 
 
 def clipped(gradients: Float[Tensor, "n *shape"], bound: float) -> Float[Tensor, "n *shape"]:

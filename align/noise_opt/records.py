@@ -17,7 +17,8 @@ from align.budget import Purse
 
 # How the terms' gradients reach the noise: "sum" pulls the gradient of the weighted sum back;
 # "image" clips each term's gradient on the image and pulls their weighted sum back; "exact" pulls
-# every term back by one batched vector-Jacobian product; "per-term" by a pass each.
+# every term back in one pass over a batch that holds each noise once a term; "per-term" in a pass
+# each.
 Pull = Literal["sum", "image", "exact", "per-term"]
 
 

@@ -37,6 +37,7 @@ METHODS = {
 PULLS: dict[str, Pull] = {
     "reno": "sum", "langevin": "sum", "carinox": "image", "carinox-paper": "per-term",
 }  # fmt: skip
+APART = 1_000_003  # between the seeds of candidates, so that those of seed 0 and 1 differ
 GUARDED = 3  # of an iteration's candidates are looked at more closely before one becomes the best
 TIMED = 3  # runs that a backward's cost is the median of
 
@@ -180,13 +181,13 @@ def _setup(pipe: Any, objective: Objective, config: OptimizeConfig, purse: Purse
     pull = PULLS.get(config.method, "sum")
     if config.exact and config.method == "carinox":
         pull = "exact"
-    weights = torch.tensor([part.weight for part in objective.pulled])
-    double = pipe.vae.dtype == torch.float64
+    # Noise and all that is done to it is float32, also with a model in half precision.
+    dtype = torch.float64 if pipe.vae.dtype == torch.float64 else torch.float32
+    weights = torch.tensor([part.weight for part in objective.pulled], dtype=dtype)
 
     def draw(start: int, count: int) -> Tensor:
-        seeds = [config.seed + start + i for i in range(count)]
-        noise = make_noise(pipe, seeds, config.height, config.width)
-        return noise.double() if double else noise.float()
+        seeds = [config.seed + APART * (start + i) for i in range(count)]
+        return make_noise(pipe, seeds, config.height, config.width).to(dtype)
 
     return Setup(
         iterations=config.own("iterations"),

@@ -7,8 +7,8 @@ category by category. With `weights="category"` the objective is
 
 where lambda are the expression's own weights, w_c the table's (mean 1), drawn half way to 1, and
 mean, std the table's statistics. A table is measured on few prompts, and a search over-fits one
-reward sooner than several: that is what the half way is for. Without statistics of every term the scores stay as they are; without a category, or
-for rewards that the table does not know, w is 1.
+reward sooner than several: that is what the half way is for. Without statistics of every term the
+scores stay as they are; without a category, or for rewards that the table does not know, w is 1.
 """
 
 from collections.abc import Sequence
