@@ -46,6 +46,12 @@ def generate(args: list[str]) -> None:
 def train(args: list[str]) -> None:
     """AlignProp: LoRA fine-tuning by reward backpropagation"""
     config = parse(TrainConfig, args, "train")
+    if config.dry_run:
+        from align.training.memory import plan, plan_text
+        from align.training.session import trained_reward
+
+        print(plan_text(config, *plan(config, trained_reward(config))))
+        return
     if config.self_check:
         from align.training.self_check import findings_text, self_check
 

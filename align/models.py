@@ -14,6 +14,7 @@ from transformers.utils import logging as transformers_logging
 from align.attention import set_attention
 from align.denoisers import denoiser_module
 from align.hub import FORMS, model_index, pipeline_class, reach, without_checker
+from align.quantize import check_quantize, quantized_denoiser
 from align.single_files import SINGLE_FILES, load_single_file
 
 EMBEDDED = Path(__file__).parent / "embedded"
@@ -28,6 +29,7 @@ def load_pipeline(
     dtype: str | torch.dtype | None = None,
     attention: str = "auto",
     config: str | Path | None = None,
+    quantize: str | None = None,
 ) -> DiffusionPipeline:
     """A diffusers pipeline on its device, frozen, without safety checker and progress bar.
 
@@ -36,19 +38,24 @@ def load_pipeline(
     written FILE@CONFIG; without one, from a folder beside it named like the file, else from the
     Hub. `lora` is one or several of what `align.lora.load_lora` takes, with an optional =WEIGHT.
     The device defaults to CUDA, then MPS, then CPU; the dtype to float32 for embedded models and
-    outside CUDA, else to bfloat16 where the GPU has it, else float16.
+    outside CUDA, else to bfloat16 where the GPU has it, else float16. `quantize` (8bit, 4bit) keeps
+    the denoiser's linear layers in so many bits: on CUDA, by bitsandbytes, from a folder or Hub id.
 
     Raises FileNotFoundError for missing models and ValueError for unknown ones, each saying
     what is allowed.
     """
     target = torch.device(device or best_device())
     precision = torch_dtype(dtype) or default_dtype(str(model), target)
-    source, config = _locate(str(model), config)
+    source, config = locate(str(model), config)
+    if quantize is not None:
+        check_quantize(quantize, target)
     with _loading_bars(shown=isinstance(source, str)):
-        if isinstance(source, Path) and source.is_file():
+        if not (isinstance(source, Path) and source.is_file()):
+            pipe = _from_folder_or_hub(source, precision, quantize)
+        elif quantize is None:
             pipe = load_single_file(source, config, precision)
         else:
-            pipe = _from_folder_or_hub(source, precision)
+            raise ValueError(f"quantize needs a diffusers folder or a Hub id; {source} is a file")
     pipe.register_to_config(_name_or_path=str(model))  # is_distilled reads it
     pipe.set_progress_bar_config(disable=True)
     for part in pipe.components.values():
@@ -93,7 +100,7 @@ def default_dtype(model: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if torch.cuda.is_bf16_supported(False) else torch.float16
 
 
-def _locate(model: str, config: str | Path | None) -> tuple[Path | str, str | None]:
+def locate(model: str, config: str | Path | None) -> tuple[Path | str, str | None]:
     """(a folder, a file or a Hub id, the config of a single file)."""
     if model.startswith("embedded/"):
         folder = EMBEDDED / model.removeprefix("embedded/")
@@ -135,6 +142,9 @@ def _loading_bars(shown: bool) -> Iterator[None]:
             kit.enable_progress_bar()
 
 
-def _from_folder_or_hub(source: Path | str, dtype: torch.dtype) -> Any:
-    kind = pipeline_class(source, model_index(source))
-    return reach(source, kind.from_pretrained, source, dtype=dtype, **without_checker(kind))
+def _from_folder_or_hub(source: Path | str, dtype: torch.dtype, quantize: str | None) -> Any:
+    index = model_index(source)
+    kind = pipeline_class(source, index)
+    parts = quantized_denoiser(source, index, quantize, dtype) if quantize else {}
+    load = kind.from_pretrained
+    return reach(source, load, source, dtype=dtype, **parts, **without_checker(kind))

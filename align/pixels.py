@@ -55,7 +55,7 @@ def decode(
     def decode_latents(latents: Tensor) -> Tensor:
         return vae.decode(latents, return_dict=False)[0]
 
-    if checkpointing and torch.is_grad_enabled():
+    if checkpointing and torch.is_grad_enabled() and not vae.is_gradient_checkpointing:
         pixels = recompute(decode_latents, latents, use_reentrant=False)
     else:
         pixels = decode_latents(latents)

@@ -13,6 +13,7 @@ from torch import Tensor
 from align.denoisers import (
     Denoiser,
     default_steps,
+    denoiser_module,
     family_of,
     image_size,
     latent_shape,
@@ -239,7 +240,7 @@ def _starting_noise(
     width: int | None,
 ) -> Tensor:
     """The latents given, checked, or new noise from the generator, as the pipelines draw it."""
-    family, device = family_of(pipe), pipe._execution_device
+    family, device = family_of(pipe), denoiser_module(pipe).device
     shape = (batch, *latent_shape(pipe, height, width))
     if latents is None:
         dtype = family.noise_dtype(pipe)

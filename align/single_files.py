@@ -38,7 +38,7 @@ def load_single_file(path: Path, config: str | None, dtype: torch.dtype) -> Any:
         load = kind.from_single_file if local else partial(reach, source, kind.from_single_file)
         return _sound(path, load, str(path), **settings)
     part = getattr(diffusers, index.get("transformer", [None, ""])[1], None)
-    if not hasattr(part, "from_single_file"):
+    if part is None or not hasattr(part, "from_single_file"):
         raise ValueError(f"diffusers reads no single files of a {kind.__name__}; give a folder")
     transformer = _sound(
         path, part.from_single_file, str(path), subfolder="transformer", **settings

@@ -67,8 +67,14 @@ def train(
     """
     if config.self_check:
         raise ValueError("self_check trains nothing; call align.training.self_check.self_check")
+    if config.dry_run:
+        raise ValueError("dry_run trains nothing; call align.training.memory.plan")
     refuse_other_run(config)
     with _stop_signals() as stop_asked, _clear_memory_errors():
+        if config.memory and pipe is None:
+            from align.training.memory import plan  # it imports what only planning needs
+
+            config, _ = plan(config)
         judge = HeldOutJudge(config) if config.judge else None
         session = open_session(config, reward=reward, pipe=pipe)
         try:
@@ -84,6 +90,8 @@ def _begin(session: Session, judge: HeldOutJudge | None) -> None:
     if session.config.resume is not None and resume(session):
         log.info("resumed at step %d of %d", session.done, session.config.steps)
     main, course = session.accelerator.is_main_process, session.course
+    if session.config.cache_embeddings:
+        session.embed.keep([*session.prompts.prompts, *(judge.prompts if judge else ())])
     if main:
         drop_metrics_after(session.folder, session.done)
     start_trackers(session)
@@ -224,5 +232,6 @@ def _clear_memory_errors() -> Iterator[None]:
             raise
         raise MemoryError(
             "out of memory; lower --micro-batch-size, keep fewer steps with --grad-window (1 needs "
-            "least), leave --checkpointing on, lower --height and --width, or use --offload"
+            "least), leave --checkpointing on, lower --height and --width, or name your card's "
+            "size with --memory"
         ) from error

@@ -44,8 +44,8 @@ class TrainConfig:
     """Rank of the LoRA."""
     lora_alpha: float | None = None
     """Scale of the LoRA, as alpha / rank (default: the rank)."""
-    lora_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
-    """Layers that get a LoRA, by the end of their names."""
+    lora_targets: tuple[str, ...] | None = None
+    """Layers that get a LoRA, by the end of their names (default: the family's attention)."""
     height: int | None = None
     """Height in pixels (default: the model's own)."""
     width: int | None = None
@@ -101,14 +101,26 @@ class TrainConfig:
     """Attention implementation; auto takes xformers where it can run, else sdpa."""
     compile: bool = False
     """Compile the denoiser."""
+    memory: Literal["12gb", "16gb", "24gb"] | None = None
+    """Fit a card of this size: change the settings below, and others, until the estimate does."""
+    block_checkpointing: bool = False
+    """Recompute the denoiser block by block as well: less memory still, more time."""
+    vae_tiling: bool = False
+    """Decode image by image, large ones in tiles, with recomputed blocks."""
+    cache_embeddings: bool = False
+    """Encode all prompts before the first update and take the text encoders out of memory."""
+    quantize: Literal["8bit", "4bit"] | None = None
+    """Keep the frozen denoiser in so many bits (CUDA and bitsandbytes)."""
     offload: bool = False
-    """Keep frozen parts on the CPU while they are not needed."""
+    """Keep text encoders, and what the backward pass needs, on the CPU while not needed."""
     tracker: Literal["tensorboard", "wandb", "trackio", "none"] = "tensorboard"
     """Where curves go beside metrics.jsonl."""
     push_to_hub: str | None = None
     """Upload the LoRA to this Hub id at the end."""
     self_check: bool = False
     """Train nothing; check parity, gradient and memory on this model and say what was found."""
+    dry_run: bool = False
+    """Train nothing; print how much memory it would take, and the settings of --memory."""
     out: str | None = None
     """The run's folder (default: runs/train-TIME)."""
     resume: str | None = None
@@ -147,7 +159,7 @@ class TrainConfig:
                 f"micro_batch_size is {self.micro_batch_size}; it must divide batch_size, "
                 f"which is {self.batch_size}"
             )
-        if not self.lora_targets:
+        if self.lora_targets == ():
             raise ValueError("lora_targets is empty; name at least one layer, such as to_q")
         parse_window(self.grad_window, self.num_inference_steps)
         imply_out(self)

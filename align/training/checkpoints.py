@@ -147,7 +147,7 @@ def drop_metrics_after(folder: Path, step: int) -> None:
 
 def _identity(config: TrainConfig) -> dict[str, Any]:
     values = {name: getattr(config, name) for name in IDENTITY}
-    values["lora_targets"] = list(config.lora_targets)
+    values["lora_targets"] = config.lora_targets and list(config.lora_targets)
     return values
 
 

@@ -1,8 +1,7 @@
 """All that a training run holds: the pipeline with its LoRA, reward, prompts, optimizer."""
 
-import functools
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,16 +12,17 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import AutocastKwargs, broadcast_object_list
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
-from torch import Tensor, nn
+from torch import nn
 
 from align.config import TrainConfig
-from align.denoisers import denoiser_module, encode_prompts, image_size
+from align.denoisers import denoiser_module, image_size
 from align.lora import add_lora
 from align.models import best_device, default_dtype, load_pipeline, torch_dtype
 from align.prompt_words import warn_about_prompts
 from align.prompts import PromptSet, default_prompts, load_prompts
 from align.rewards import load_reward
 from align.run import check_folder, open_run
+from align.training.embeddings import Embeddings
 from align.training.regularize import RunningScale
 from align.training.windows import Window, parse_window
 
@@ -55,7 +55,7 @@ class Session:
     reward: Any
     prompts: PromptSet
     window: Window
-    embed: Callable[[Sequence[str]], dict[str, Tensor]]
+    embed: Embeddings
     parameters: list[nn.Parameter]
     whole: nn.Module
     optimizer: Any
@@ -97,14 +97,14 @@ def open_session(config: TrainConfig, *, reward: Any = None, pipe: Any = None) -
     window = parse_window(config.grad_window, config.num_inference_steps)
     prompts = load_prompts(config.prompts or default_prompts(config.model))
     accelerator, device = make_accelerator(config, pipe)
-    if reward is None:
-        reward = config.reward
-    reward = load_reward(reward, device)
-    refuse_undifferentiable(reward)
-    reward.eval().requires_grad_(False)
+    reward = trained_reward(config, device, reward)
     if pipe is None:
         pipe = load_pipeline(
-            config.model, device=device, dtype=config.dtype, attention=config.attention
+            config.model,
+            device=device,
+            dtype=config.dtype,
+            attention=config.attention,
+            quantize=config.quantize,
         )
     image_size(pipe, config.height, config.width)
     if accelerator.is_main_process:
@@ -137,7 +137,7 @@ def open_session(config: TrainConfig, *, reward: Any = None, pipe: Any = None) -
         reward=reward,
         prompts=prompts,
         window=window,
-        embed=embedder(config, pipe, device),
+        embed=Embeddings(config, pipe, device),
         parameters=parameters,
         whole=whole,
         optimizer=optimizer,
@@ -206,6 +206,13 @@ def check_tracker(tracker: str) -> None:
         )
 
 
+def trained_reward(config: TrainConfig, device: Any = "cpu", reward: Any = None) -> Any:
+    """The run's reward, frozen. Raises ValueError where it has no gradient."""
+    reward = load_reward(config.reward if reward is None else reward, device)
+    refuse_undifferentiable(reward)
+    return reward.eval().requires_grad_(False)
+
+
 def refuse_undifferentiable(reward: Any) -> None:
     """Raise ValueError naming the terms of a reward that have no gradient."""
     if not reward.differentiable:
@@ -217,8 +224,10 @@ def refuse_undifferentiable(reward: Any) -> None:
 
 
 def prepare_pipeline(config: TrainConfig, pipe: Any, device: torch.device) -> None:
-    """Precision, memory format and compilation of the frozen parts."""
+    """Precision, memory format, recomputation and compilation of the frozen parts."""
     denoiser = denoiser_module(pipe)
+    recompute_blocks(denoiser, config.block_checkpointing)
+    tile_decoder(pipe.vae, config.vae_tiling)
     if pipe.vae.dtype == torch.float16 and pipe.vae.config.get("force_upcast", False):
         pipe.vae.float()  # once, where `decode` would copy it at every call
     if device.type == "cuda":
@@ -226,6 +235,22 @@ def prepare_pipeline(config: TrainConfig, pipe: Any, device: torch.device) -> No
         pipe.vae.to(memory_format=torch.channels_last)
     if config.compile:
         denoiser.compile()
+
+
+def recompute_blocks(module: Any, wanted: bool) -> None:
+    """Let a part of diffusers recompute its blocks in the backward pass, where it can."""
+    if module._supports_gradient_checkpointing:
+        (
+            module.enable_gradient_checkpointing
+            if wanted
+            else module.disable_gradient_checkpointing
+        )()
+
+
+def tile_decoder(vae: Any, wanted: bool) -> None:
+    """Let an autoencoder work image by image, large ones in tiles, its blocks recomputed."""
+    recompute_blocks(vae, wanted)
+    vae.use_slicing = vae.use_tiling = wanted
 
 
 def make_optimizer(config: TrainConfig, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
@@ -239,38 +264,3 @@ def make_optimizer(config: TrainConfig, parameters: list[nn.Parameter]) -> torch
             )
         from bitsandbytes.optim import AdamW8bit as kind  # pyright: ignore
     return kind(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
-
-
-def embedder(
-    config: TrainConfig, pipe: Any, device: torch.device
-) -> Callable[[Sequence[str]], dict[str, Tensor]]:
-    """A function from prompts to their embeddings, which remembers those it has made.
-
-    Each prompt is encoded by itself, so that its embedding does not depend on its neighbors, not
-    even in the last bit. With `offload` the text encoders wait on the CPU.
-    """
-    encoders = [
-        part
-        for name, part in pipe.components.items()
-        if name.startswith("text_encoder") and isinstance(part, nn.Module)
-    ]
-
-    @functools.lru_cache(maxsize=1024)
-    def one(prompt: str) -> dict[str, Tensor]:
-        for encoder in encoders if config.offload else ():
-            encoder.to(device)
-        embeds = encode_prompts(
-            pipe,
-            prompt,
-            negative_prompts=config.negative_prompt,
-            guidance_scale=config.guidance_scale,
-        )
-        for encoder in encoders if config.offload else ():
-            encoder.to("cpu")
-        return embeds
-
-    def embed(prompts: Sequence[str]) -> dict[str, Tensor]:
-        rows = [one(prompt) for prompt in prompts]
-        return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
-
-    return embed
