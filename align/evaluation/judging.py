@@ -84,12 +84,8 @@ def load_judges(
 ) -> Judges:
     """The judge and the rewards to report beside it.
 
-    Raises ValueError where a method searches without a reward, no judge fits the prompts, or the
-    judge named does not.
+    Raises ValueError where no judge fits the prompts, or the one named does not.
     """
-    searching = [method.label for method in methods if method.searches]
-    if searching and not config.reward:
-        raise ValueError(f"--reward is needed: what {searching[0]} is to choose by")
     unread = next((p for p in prompts.prompts if _fault(p)), None)
     scenes = unread is None and size == (64, 64)
     if config.judge is None and not scenes:

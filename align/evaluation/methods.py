@@ -120,15 +120,20 @@ def _parse_method(label: str) -> Method:
     return Method(label, search, tuple(loras), count, model)
 
 
-def run(method: Method, task: Task, budgets: Sequence[Budget | None]) -> list[Made]:
-    """One picture per budget, smallest budget first; None is the method's own default."""
-    if method.search == "base":
-        return _one_picture(task, len(budgets))
+def run(
+    method: Method, tasks: Sequence[Task], budgets: Sequence[Budget | None]
+) -> list[list[Made]]:
+    """For each task one picture per budget, smallest budget first; None is the method's default.
+
+    The tasks are those of one prompt, which differ in their seeds.
+    """
+    if method.search == "base":  # no search: a larger budget buys nothing more
+        return [[made] * len(budgets) for made in _draw_all(tasks)]
     if method.search == "nar":
-        return _nar(task, len(budgets))
+        return [[_nar(task)] * len(budgets) for task in tasks]
     if method.search == "bon":
-        return _best_of_n(method, task, budgets)
-    return [_optimized(method, task, budget) for budget in budgets]
+        return [_best_of_n(method, task, budgets) for task in tasks]
+    return [[_optimized(method, task, budget) for budget in budgets] for task in tasks]
 
 
 @torch.no_grad()
@@ -142,11 +147,15 @@ def _draw(task: Task, seeds: Sequence[int]) -> Float[Tensor, "b 3 h w"]:
     )
 
 
-def _one_picture(task: Task, count: int) -> list[Made]:
-    """No search: a larger budget buys nothing more."""
-    with spending_of(task.pipe, None) as spent:
-        image = _draw(task, [task.seed])[0].cpu()
-    return [Made(image, spent)] * count
+def _draw_all(tasks: Sequence[Task]) -> list[Made]:
+    """A picture each, as many at a time as --batch-size says."""
+    made, batch = [], tasks[0].batch_size
+    for start in range(0, len(tasks), batch):
+        seeds = [task.seed for task in tasks[start : start + batch]]
+        with spending_of(tasks[0].pipe, None) as spent:
+            images = _draw(tasks[0], seeds).cpu()
+        made += [Made(image, spent.share(1 / len(seeds))) for image in images]
+    return made
 
 
 def _best_of_n(method: Method, task: Task, budgets: Sequence[Budget | None]) -> list[Made]:
@@ -242,8 +251,8 @@ def _optimized(method: Method, task: Task, budget: Budget | None) -> Made:
     return Made(image.detach().cpu(), spent)
 
 
-def _nar(task: Task, count: int) -> list[Made]:
-    """No search either; `task.pipe` is a NARPipeline."""
+def _nar(task: Task) -> Made:
+    """A picture of `task.pipe`, a NARPipeline; no search either."""
     generator = task.pipe.transformer.blocks[0]  # called once a pass, where forward is not
     with torch.no_grad(), spending(generator, None, None) as spent:
         output = task.pipe(
@@ -253,4 +262,4 @@ def _nar(task: Task, count: int) -> list[Made]:
             **({} if task.guidance_scale is None else {"guidance_scale": task.guidance_scale}),
         )
     spent.images += 1
-    return [Made(output.images[0].float().cpu(), spent)] * count
+    return Made(output.images[0].float().cpu(), spent)

@@ -13,8 +13,8 @@ import torch
 from align.budget import Budget
 from align.denoisers import image_size
 from align.evaluation.benchmarks import choose, load_benchmark
-from align.evaluation.config import CompareConfig, EvaluateConfig, EvaluationConfig
-from align.evaluation.judging import Judges, judge_images, load_judges
+from align.evaluation.config import CompareConfig, EvaluateConfig
+from align.evaluation.judging import SCENES_REWARDS, Judges, judge_images, load_judges
 from align.evaluation.methods import Costs, Made, Method, Task, measure_costs, parse_methods, run
 from align.evaluation.spending import check_quiet, load_average
 from align.evaluation.work import (
@@ -32,6 +32,7 @@ from align.rewards import load_reward
 from align.rewards.reward import Reward
 from align.run import save_image
 
+AnyConfig = EvaluateConfig | CompareConfig
 STRIDE = 2**20  # between the seeds of a prompt's pictures: candidates of one never meet another's
 
 
@@ -39,7 +40,7 @@ STRIDE = 2**20  # between the seeds of a prompt's pictures: candidates of one ne
 class Plan:
     """Everything that is decided before the first picture is drawn."""
 
-    config: EvaluationConfig
+    config: AnyConfig
     command: str
     folder: Path
     prompts: PromptSet
@@ -56,7 +57,7 @@ class Plan:
 
 
 def make_plan(
-    config: EvaluateConfig | CompareConfig,
+    config: AnyConfig,
     command: str,
     budgets: Sequence[Budget | None],
     repeats: int,
@@ -65,6 +66,7 @@ def make_plan(
     """Check everything, load everything, open the folder. Raises ValueError, FileNotFoundError."""
     check_out(config)
     parsed = parse_methods(config.methods)
+    config = with_reward(config, parsed)
     prompts = load_benchmark(config.prompts or default_prompts(config.model))
     prompts = choose(prompts, config.categories, config.per_category)
     in_seconds = any(budget is not None and budget.unit == "s" for budget in budgets)
@@ -93,7 +95,20 @@ def make_plan(
     return replace(plan, costs=_shared_costs(plan)) if timed else plan
 
 
-def _load_pipes(config: EvaluationConfig, methods: list[Method], pipe: Any) -> dict[str, Any]:
+def with_reward(config: AnyConfig, methods: Sequence[Method]) -> AnyConfig:
+    """The config with a reward where a method searches by one: with embedded models all four.
+
+    Raises ValueError where it is missing with another model.
+    """
+    searching = [method.label for method in methods if method.searches]
+    if config.reward or not searching:
+        return config
+    if not config.model.startswith("embedded/"):
+        raise ValueError(f"--reward is needed: what {searching[0]} is to choose by")
+    return replace(config, reward=SCENES_REWARDS)
+
+
+def _load_pipes(config: AnyConfig, methods: list[Method], pipe: Any) -> dict[str, Any]:
     """A pipeline for each method; methods with the same LoRAs share one."""
     by_loras: dict[tuple[str, ...], Any] = {} if pipe is None else {config.lora: pipe}
     pipes = {}
@@ -151,9 +166,9 @@ def do_prompt(plan: Plan, index: int) -> dict[str, Any]:
     prompt, metadata = plan.prompts.prompts[index], plan.prompts.metadata[index]
     results = []
     for number, method in enumerate(plan.methods):
-        for repeat in range(plan.repeats):
-            task = task_of(plan, method, index, repeat)
-            made = run(method, task, plan.budgets)
+        tasks = [task_of(plan, method, index, repeat) for repeat in range(plan.repeats)]
+        for repeat, made in enumerate(run(method, tasks, plan.budgets)):
+            task = tasks[repeat]
             images = torch.stack([one.image for one in made])
             scores = judge_images(plan.judges, images, prompt, metadata)
             for rank, (one, budget) in enumerate(zip(made, plan.budgets, strict=True)):

@@ -16,6 +16,7 @@ from align.evaluation import summary
 from align.evaluation.config import CompareConfig, EvaluateConfig
 from align.evaluation.methods import Method, parse_methods
 from align.evaluation.work import prompt_file
+from align.lora import add_lora, save_lora
 from align.scenes import verify
 from evaluation.helpers import settings, tiny
 
@@ -113,8 +114,8 @@ def test_the_reward_a_lora_was_trained_on_counts_as_optimized(tmp_path):
     trained = tmp_path / "train"
     trained.mkdir()
     (trained / "run.json").write_text('{"command": "train", "config": {"reward": "jpeg=2"}}')
-    align.lora.add_lora(pipe := tiny(), rank=1)
-    align.lora.save_lora(pipe, trained / "lora")
+    add_lora(pipe := tiny(), rank=1)
+    save_lora(pipe, trained / "lora")
     tiny().save_pretrained(tmp_path / "model")
     config = settings(tmp_path, model=str(tmp_path / "model"), judge="jpeg")
     evaluate(EvaluateConfig(**config, methods=f"base,lora={trained}", num_images=1))
@@ -218,7 +219,9 @@ BAD = {
     ("--methods", "bse"): "there is no method 'bse'; did you mean base",
     ("--methods", "bon=0"): "bon=0 must be a whole number from 1",
     ("--methods", "base,base"): "method base is named twice",
-    ("--methods", "bon"): "--reward is needed: what bon is to choose by",
+    ("--methods", "bon", "--model", "a/b", "--prompts", "scenes"): (
+        "--reward is needed: what bon is to choose by"
+    ),
     ("--categories", "colour"): "category 'colour' of scenes is empty; did you mean color",
     ("--prompts", "animals"): "no judge fits animals; give --judge, a reward expression",
     ("--prompts", "animals", "--judge", "verifier"): (

@@ -18,6 +18,7 @@ from align.evaluation.quality import (
 )
 from align.evaluation.spending import Spent, check_quiet, parse_budgets, spending_of
 from align.rewards import load_reward
+from align.sample import make_noise
 from align.scenes import verify
 from evaluation.helpers import tiny
 
@@ -110,7 +111,7 @@ def test_passes_are_counted_by_hooks_whoever_makes_them():
     assert (spent.images, spent.generator_forwards, spent.reward_forwards) == (2, 12, 4)
     assert (spent.generator_backwards, spent.reward_backwards) == (0, 0)
     assert spent.seconds > 0
-    noise = align.sample.make_noise(pipe, [0]).requires_grad_()
+    noise = make_noise(pipe, [0]).requires_grad_()
     settings = {"num_inference_steps": 2, "guidance_scale": 1.0, "grad_steps": "all"}
     with spending_of(pipe, reward) as spent:
         images = align.generate(pipe, ["a"], latents=noise, **settings)
