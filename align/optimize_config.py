@@ -45,6 +45,8 @@ class OptimizeConfig:
     """Prior of the noise: log-norm, kl, spectrum or concentration."""
     clip: float = 0.1
     """L2 bound on each term's gradient; 0 leaves it."""
+    explore_share: float = 0.5
+    """carinox: share of a budget that explores before it optimizes; 1 only explores."""
     exact: bool = False
     """carinox: clip the terms' gradients on the noise, not on the image; slower."""
     learning_rate: float | None = None
@@ -78,6 +80,7 @@ class OptimizeConfig:
             ),
             not_negative=("regularizer", "clip", "guidance_scale"),
             positive=("learning_rate", "backward_cost"),
+            unit=("explore_share",),
         )  # fmt: skip
         if self.budget is not None:
             parse_budget(self.budget)

@@ -23,6 +23,7 @@ COUNTS = st.integers(1, 10_000)
 # Fields whose values depend on each other, or that have a range narrower than their type.
 NARROW = {
     "eta": st.floats(0, 1),
+    "explore_share": st.floats(0, 1),
     "budget": st.none() | st.sampled_from(["30s", "200nfe", "64images"]),
     "ema_decay": st.none() | st.floats(0, 1),
     "micro_batch_size": st.none(),

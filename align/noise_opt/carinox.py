@@ -18,7 +18,6 @@ from align.noise_opt.ascend import finite_rows, gradients_of, nesterov, scaled
 from align.noise_opt.records import Answer, Ask, Search, Setup
 from align.noise_opt.regularizers import to_sphere
 
-EXPLORE_SHARE = 0.5  # of a budget
 KEPT = 4  # candidates that optimization begins with, fewer where the budget is small
 LEAST_ITERATIONS = 6  # that a candidate must get, or fewer candidates start
 DIVERSITY_FLOOR = 0.5  # of the median distance between explored images
@@ -90,10 +89,10 @@ def _explore(s: Setup) -> Generator[Ask, Answer, tuple[Tensor, Tensor, Tensor]]:
     """Images of many noises without gradient."""
     budget, limit = s.purse.budget, s.seeds
     if budget is not None:
-        planned = 1_000_000 if budget.unit == "s" else int(EXPLORE_SHARE * s.purse.fits())
+        planned = 1_000_000 if budget.unit == "s" else int(s.explore_share * s.purse.fits())
         limit = min(s.seeds if s.seeds_given else planned, max(1, planned))
     noises, images, totals, done = [], [], [], 0
-    while done < limit and (done == 0 or s.purse.spent < EXPLORE_SHARE):
+    while done < limit and (done == 0 or s.purse.spent < s.explore_share):
         count = s.purse.fits(images=min(s.batch_size, limit - done))
         if count == 0:
             break

@@ -93,6 +93,7 @@ class Setup:
     iterations_given: bool
     learning_rate: float
     clip: float
+    explore_share: float
     weights: Float[Tensor, " k"]
     """Of the differentiable parts of the objective, for methods that combine gradients."""
     pull: Pull

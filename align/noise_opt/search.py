@@ -196,6 +196,7 @@ def _setup(pipe: Any, objective: Objective, config: OptimizeConfig, purse: Purse
         iterations_given=config.iterations is not None,
         learning_rate=config.own("learning_rate"),
         clip=config.clip,
+        explore_share=config.explore_share,
         weights=weights.to(pipe._execution_device),
         pull=pull,
         prior=prior_gradient(config.prior, config.regularizer),

@@ -43,7 +43,7 @@ def run(method, reward=brightness, pipe=None, **settings):
 
 
 def test_reno_equals_its_update_in_numpy():
-    """SGD with Nesterov momentum on the clipped gradient, after torch's and ReNO's documentation."""
+    """SGD with Nesterov momentum on the clipped gradient, from torch's documentation and ReNO."""
     pipe = build("sd-turbo").to(dtype=torch.float64)
     pipe.vae.decoder.conv_out.weight.data *= 0.2
     settings = {"iterations": 6, "regularizer": 0.01, "clip": 0.1, "learning_rate": 5.0}

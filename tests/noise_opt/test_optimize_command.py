@@ -95,11 +95,11 @@ def test_a_killed_run_goes_on_in_two_processes(place, tmp_path, monkeypatch):
     monkeypatch.setenv("SLOW_REWARD", "1")
     command = [sys.executable, "-m", "align", *arguments(place, out, *settings)]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as first:
-        while not (out / "prompts/0001/history.jsonl").exists():
+        while not (out / "prompts/0001/noise.safetensors").exists():
             assert first.poll() is None
             time.sleep(0.05)
         first.send_signal(signal.SIGKILL)
-    assert (out / "prompts/0001/best.png").exists()  # the best so far is on the disk
+    assert load_file(out / "prompts/0001/noise.safetensors")  # the best so far is on the disk
     assert not (out / "prompts/0001/result.json").exists()
 
     again = [*arguments(place, out, *settings), "--resume", str(out)]
