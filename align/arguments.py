@@ -105,6 +105,10 @@ def _tyro_message(box: str) -> str:
             parts[-1].append(line.strip(" │"))
     _, message, *hints = [" ".join(lines) for lines in parts]
     message = re.sub(r"^Error parsing \w*Config: ", "", message)
+    no_number = re.fullmatch(r"Error parsing (--[\w-]+): .*(to float|for int\b.*): (.+)", message)
+    if no_number:
+        option, kind, value = no_number.groups()
+        return f"{option} is {value}; it must be a {'' if 'float' in kind else 'whole '}number"
     if not message.startswith("Unrecognized"):
         return message
     hints = [hint for hint in hints if not hint.startswith("For full helptext")]

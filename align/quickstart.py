@@ -40,7 +40,7 @@ JUDGED_PER_CATEGORY = 8  # prompts: the first of each category
 NOISES = 3  # pictures of each prompt
 FIRST_SEED = 1000  # noise i is that of this seed + i
 SHOWN_PER_CATEGORY = 2  # the first prompts of each category, with their first noise
-RESERVE = 0.75  # minutes kept for judging and the report
+RESERVE = 0.3  # minutes kept for the reports
 LEAST_TRAINING = 0.5  # minutes, however slow the machine is
 OUT = Path("runs/quickstart")
 
@@ -111,12 +111,16 @@ def run(config: QuickstartConfig) -> Outcome:
     prompts, categories, seeds = judged_prompts(config.seed)
     log.info("1/3 %d pictures of %d prompts by the base model", len(prompts), len(set(prompts)))
     before = draw(pipe, prompts, seeds)
+    scores_before = score(prompts, before, config.device)
     drawn = time.monotonic()
 
-    minutes = max(config.minutes - RESERVE - 2 * (drawn - started) / 60, LEAST_TRAINING)
-    training = training_config(config, folder, minutes)
+    # The pictures after will take as long as those before took on this machine.
+    end = started + 60 * (config.minutes - RESERVE) - (drawn - started)
+    end = max(end, drawn + 60 * LEAST_TRAINING)
+    training = training_config(config, folder)
+    minutes = (end - drawn) / 60
     log.info("2/3 training a LoRA by %s, at most %.1f minutes", training.reward, minutes)
-    result = train(training)
+    result = train(training, on_step=lambda record: time.monotonic() > end)
     trained = time.monotonic()
 
     from align.lora import load_lora
@@ -124,7 +128,9 @@ def run(config: QuickstartConfig) -> Outcome:
     log.info("3/3 the same pictures with the LoRA")
     load_lora(pipe, str(result.lora))
     after = draw(pipe, prompts, seeds)
-    judgments = judge(prompts, categories, seeds, before, after, config.device)
+    scores_after = score(prompts, after, config.device)
+    rows = zip(prompts, categories, seeds, scores_before, scores_after, strict=True)
+    judgments = [Judgment(*row) for row in rows]
     for judgment in judgments:
         log_metrics(folder, **vars(judgment))
     outcome = Outcome(
@@ -136,7 +142,7 @@ def run(config: QuickstartConfig) -> Outcome:
         images={"before": before, "after": after},
         gains={name: gain(judgments, name, config.seed) for name in judgments[0].before},
         seconds={
-            "pictures before": drawn - started,
+            "pictures before, judging": drawn - started,
             "training": trained - drawn,
             "pictures after, judging": time.monotonic() - trained,
         },
@@ -170,10 +176,9 @@ def judged_prompts(seed: int) -> tuple[list[str], list[str], list[int]]:
     return list(prompts), list(categories), list(seeds)
 
 
-def training_config(config: QuickstartConfig, folder: Path, minutes: float) -> TrainConfig:
-    """TRAINING, with this run's seed, place and time."""
-    out = str(folder / "train")
-    return replace(TRAINING, seed=config.seed, device=config.device, out=out, max_minutes=minutes)
+def training_config(config: QuickstartConfig, folder: Path) -> TrainConfig:
+    """TRAINING, with this run's seed and place."""
+    return replace(TRAINING, seed=config.seed, device=config.device, out=str(folder / "train"))
 
 
 @torch.no_grad()
@@ -199,26 +204,16 @@ def draw(
     return torch.cat(parts)
 
 
-def judge(
-    prompts: list[str],
-    categories: list[str],
-    seeds: list[int],
-    before: Float[Tensor, "b 3 h w"],
-    after: Float[Tensor, "b 3 h w"],
-    device: str | None = None,
-) -> list[Judgment]:
+@torch.no_grad()
+def score(
+    prompts: list[str], images: Float[Tensor, "b 3 h w"], device: str | None = None
+) -> list[dict[str, float]]:
     """Every picture's scores by the verifier and by the trained reward."""
     reward = load_reward(TRAINING.reward, device)
-
-    @torch.no_grad()
-    def scores(images: Tensor) -> list[dict[str, float]]:
-        exact, partial = verify(prompts, images)
-        columns = {"exact": exact, "partial": partial, TRAINING.reward: reward(images, prompts)}
-        rows = zip(*(column.tolist() for column in columns.values()), strict=True)
-        return [dict(zip(columns, row, strict=True)) for row in rows]
-
-    rows = zip(prompts, categories, seeds, scores(before), scores(after), strict=True)
-    return [Judgment(*row) for row in rows]
+    exact, partial = verify(prompts, images)
+    columns = {"exact": exact, "partial": partial, TRAINING.reward: reward(images, prompts)}
+    rows = zip(*(column.tolist() for column in columns.values()), strict=True)
+    return [dict(zip(columns, row, strict=True)) for row in rows]
 
 
 def gain(judgments: Sequence[Judgment], measure: str, seed: int = 0, draws: int = 10_000) -> Gain:

@@ -178,7 +178,7 @@ def _sides(judgments: list) -> tuple[list, list]:
 def commands(outcome: Outcome) -> dict[str, str]:
     """The commands that reproduce each part, by what they do."""
     lora = shlex.quote(str(outcome.folder / "train"))
-    training = replace(outcome.training, steps=outcome.updates, max_minutes=None)
+    training = replace(outcome.training, steps=outcome.updates)
     first = shown(outcome.judgments)[0]
     before, after = (picture_config(outcome, first, when) for when in (False, True))
     return {
