@@ -10,7 +10,7 @@ from tiny import build
 from train_helpers import LORA, PROMPTS, run, small_config, small_session, weights
 
 from align.sample import generate
-from align.training.session import embedder
+from align.training.embeddings import Embeddings
 from align.training.update import batch_loss, train_step
 
 
@@ -129,7 +129,7 @@ def test_several_rewards_with_metadata(tmp_path):
 def test_embeddings_are_cached_and_do_not_depend_on_neighbors(tmp_path):
     pipe, calls = build("sd"), []
     pipe.text_encoder.register_forward_hook(lambda *_: calls.append(1))
-    embed = embedder(small_config(tmp_path), pipe, torch.device("cpu"))
+    embed = Embeddings(small_config(tmp_path), pipe, torch.device("cpu"))
     first = embed(["a", "bc"])
     count = len(calls)
     again = embed(["bc", "a"])

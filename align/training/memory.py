@@ -51,13 +51,16 @@ class Estimate:
         return sum(self.parts.values())
 
 
-def plan(config: TrainConfig, reward: Any = None) -> tuple[TrainConfig, Estimate]:
+def plan(
+    config: TrainConfig, reward: Any = None, *, needs: "Needs | None" = None
+) -> tuple[TrainConfig, Estimate]:
     """The run's settings, changed step by step until they fit `config.memory`, and their estimate.
 
     Settings that change no result come first. Raises MemoryError saying what the smallest
-    setting needs where none fits. `reward` (a module) is counted where given.
+    setting needs where none fits. `reward` (a module) is counted where given; `needs` saves
+    finding out again what the model takes.
     """
-    needs = Needs(config, reward)
+    needs = needs or Needs(config, reward)
     estimate = needs.estimate(config)
     limit = memory_limit(config)
     if limit is None:

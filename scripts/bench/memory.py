@@ -1,0 +1,179 @@
+"""Peak memory of a training update, against the estimate of `align train --dry-run`.
+
+    python scripts/bench/memory.py                        # embedded model: 10 and 50 steps, K = 1
+    python scripts/bench/memory.py --architecture sd15    # real architecture, 512x512, once
+    python scripts/bench/memory.py --estimates            # every architecture and card, no run
+
+Each measurement is a process of its own. The peak is the process's largest resident memory from
+the loaded model on, less what the loaded model takes, so interpreter and libraries do not count.
+Linux only: it reads and resets the kernel's high-water mark.
+"""
+
+import argparse
+import ctypes
+import dataclasses
+import gc
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+GIB = 2**30
+
+
+def status(field: str) -> int:
+    """Bytes of a line of /proc/self/status."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"/proc/self/status has no {field}")
+
+
+def settings(args: argparse.Namespace, steps: int, **changes):
+    from align.config import TrainConfig
+
+    values = {
+        "model": "embedded/scenes",
+        "prompts": "animals" if args.architecture else "scenes-color",
+        "reward": "jpeg",
+        "batch_size": args.batch_size,
+        "num_inference_steps": steps,
+        "guidance_scale": 7.5,
+        "grad_window": "1",
+        "device": "cpu",
+        "dtype": "float32",
+        "tracker": "none",
+        "attention": "sdpa",
+    }
+    return TrainConfig(**values | changes)
+
+
+def brightness(images, prompts):
+    return images.square().mean((1, 2, 3))
+
+
+def measure(args: argparse.Namespace, steps: int) -> dict:
+    """In a process of its own: one update's peak above the loaded model, and its time."""
+    import torch
+    from architectures import with_random_weights
+
+    from align.models import load_pipeline
+    from align.training.session import open_session
+    from align.training.update import train_step
+
+    torch.set_num_threads(args.threads)
+    if args.architecture:
+        pipe = with_random_weights(args.architecture)
+    else:
+        pipe = load_pipeline("embedded/scenes", device="cpu")
+    with tempfile.TemporaryDirectory() as folder:
+        config = settings(args, steps, out=f"{folder}/run")
+        session = open_session(config, reward=brightness, pipe=pipe)
+        session.embed(session.prompts.prompts[:64])  # encoding is no part of an update
+        gc.collect()
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+        loaded = status("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+        started = time.monotonic()
+        record = train_step(session, 0)
+        seconds, peak = time.monotonic() - started, status("VmHWM")
+        session.accelerator.end_training()
+    return {
+        "steps": steps,
+        "loaded_gib": loaded / GIB,
+        "peak_gib": peak / GIB,
+        "above_gib": (peak - loaded) / GIB,
+        "seconds": seconds,
+        "grad_norm": record["grad_norm"],
+    }
+
+
+def in_a_child(args: argparse.Namespace, steps: int) -> dict:
+    command = [sys.executable, __file__, "--child", str(steps), *sys.argv[1:]]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"the run with {steps} steps failed: {done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def estimated(args: argparse.Namespace) -> dict[str, float]:
+    """The estimate's parts in GiB."""
+    from architectures import without_weights
+
+    from align.training.memory import Needs
+
+    pipe = without_weights(args.architecture) if args.architecture else None
+    config = settings(args, 50)
+    return {k: v / GIB for k, v in Needs(config, pipe=pipe).estimate(config).parts.items()}
+
+
+def print_estimates() -> None:
+    """What --memory chooses for every architecture and card, and what it needs."""
+    import torch
+    from architectures import ARCHITECTURES, without_weights
+
+    from align.config import TrainConfig
+    from align.training import memory
+
+    for name in ARCHITECTURES:
+        pipe = without_weights(name)
+        parts = [p for p in pipe.components.values() if isinstance(p, torch.nn.Module)]
+        count = sum(p.numel() for part in parts for p in part.parameters())
+        print(f"{name}: {count / 1e9:.2f} B parameters in all parts", flush=True)
+        start = TrainConfig(
+            model=name, prompts="animals", dry_run=True, memory="12gb", batch_size=4
+        )
+        needs = memory.Needs(start, pipe=pipe)
+        for card in ("12gb", "16gb", "24gb"):
+            given = dataclasses.replace(start, memory=card)
+            try:
+                config, estimate = memory.plan(given, needs=needs)
+            except MemoryError as error:
+                print(f"  {card}: {error}", flush=True)
+                continue
+            changed = [
+                f"{field}={getattr(config, field)}"
+                for field in memory.FIELDS
+                if getattr(config, field) != getattr(given, field)
+            ]
+            total = f"{estimate.total / GIB:.1f} GiB"
+            print(f"  {card}: {total}; {', '.join(changed) or 'as given'}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--architecture", choices=["sd15", "sdxl", "sd3-medium", "flux-dev"])
+    parser.add_argument("--steps", type=int, nargs="+", help="denoising steps of each measurement")
+    parser.add_argument("--batch-size", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--estimates", action="store_true", help="plan only, for every card")
+    parser.add_argument("--child", type=int, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.child:
+        print(json.dumps(measure(args, args.child)))
+        return
+    if args.estimates:
+        print_estimates()
+        return
+    parts = estimated(args)
+    print(f"estimate above the loaded model: {parts['activations']:.3f} GiB of activations")
+    rows = []
+    for steps in args.steps or ([2] if args.architecture else [10, 50]):
+        row = in_a_child(args, steps)
+        rows.append(row)
+        print(
+            f"{steps:>3} steps: {row['above_gib']:.3f} GiB above the loaded model "
+            f"({row['loaded_gib']:.2f}), peak {row['peak_gib']:.2f}, {row['seconds']:.1f} s; "
+            f"estimate / measured {parts['activations'] / row['above_gib']:.3f}",
+            flush=True,
+        )
+    if len(rows) > 1:
+        growth = rows[-1]["above_gib"] / rows[0]["above_gib"] - 1
+        print(f"{rows[0]['steps']} -> {rows[-1]['steps']} steps: {growth:+.1%} (limit +5 %)")
+    print(json.dumps({"estimate": parts, "measured": rows}))
+
+
+if __name__ == "__main__":
+    main()
