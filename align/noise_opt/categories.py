@@ -1,11 +1,13 @@
 """What a prompt asks for: shares of categories, by rules over its assertions.
 
-The categories are T2I-CompBench++'s eight, and those that HRS-Bench adds: size, text (writing in
-the picture), action, emotion. A prompt may be several things at once, so each gets a share; what
-the rules cannot read stays unknown. Scenes prompts have the category of their grammar.
+The categories are T2I-CompBench++'s eight, and those that HRS-Bench adds: size comparison, text
+(writing in the picture), emotion; its actions are non_spatial. A prompt may be several things at
+once, so each gets a share; what the rules cannot read stays unknown. Scenes prompts have the
+category of their grammar. How often it is right: scripts/bench/categories.py.
 """
 
 import re
+from collections import Counter
 from dataclasses import dataclass
 
 from align.decompose import Assertion, decompose
@@ -15,7 +17,7 @@ from align.scenes import category as scenes_category
 COMPBENCH = (
     "color", "shape", "texture", "2d_spatial", "3d_spatial", "non_spatial", "numeracy", "complex",
 )  # fmt: skip
-ADDED = ("size", "text", "action", "emotion")
+ADDED = ("size", "text", "emotion")
 CATEGORIES = (*COMPBENCH, *ADDED, "single")
 
 
@@ -32,7 +34,6 @@ round square oval rectangular triangular circular spherical cubic conical cylind
 pentagonal hexagonal octagonal diamond teardrop oblong flat curved pointed crescent long tall short
 big small large little huge tiny wide narrow thick thin sphere cube cone cylinder pyramid
 """)
-SIZES = _words("big small large little huge tiny giant miniature gigantic enormous bigger smaller")
 TEXTURES = _words("""
 wooden metallic metal leather glass plastic rubber fabric fluffy cotton wool woolen silk stone
 brick concrete ceramic paper velvet denim furry steel marble smooth rough soft hard shiny matte
@@ -52,7 +53,10 @@ EMOTION = re.compile(
     r"\b(happy|sad|angry|afraid|scared|disgust(ed|ing)|surprised|joyful|fear|anger|happiness|"
     r"sadness|feel(s|ing)?|excited|lonely|cheerful|gloomy)\b"
 )
-MANY = 3  # kinds of demand (or phrases, each described) from which a prompt is complex
+DOING = re.compile(r"\b(?:is|are|was|were)\s+(?:\w+ly\s+)?\w{3,}ing\b")
+STACKED = re.compile(r"\b(?:the|an?) [\w-]+, [\w-]+ \w")  # "the sharp, cold edge"
+ONE_KIND = 0.55  # share of the attributes from which they are of one kind
+COMPLEX = 1.2  # evidence an attribute or relation, where they are of several kinds
 
 
 @dataclass(frozen=True)
@@ -89,28 +93,32 @@ def _evidence(prompt: str) -> dict[str, float]:
     """How much of each category the prompt holds, in assertions."""
     text = prompt.lower()
     facts = decompose(prompt)
-    attributes = [a for a in facts if a.kind == "attribute"]
+    kinds = Counter(_kind(a) for a in facts if a.kind == "attribute")
+    count, named = kinds.total(), ("color", "texture", "shape")
     found: dict[str, float] = dict.fromkeys(CATEGORIES, 0.0)
-    found["color"] = _holding(attributes, COLORS)
-    found["texture"] = _holding(attributes, TEXTURES)
-    found["shape"] = _holding(attributes, SHAPES - COLORS)
+    for name in named:
+        found[name] = float(kinds[name])
     found["size"] = 3.0 * bool(COMPARED.search(text))
     found["numeracy"] = 2.0 * sum(a.kind == "count" for a in facts)
     found["3d_spatial"] = 3.0 * bool(DEPTH.search(text))
     found["2d_spatial"] = 3.0 * bool(LEFT_RIGHT.search(text)) * (not found["3d_spatial"])
     found["text"] = 4.0 * bool(WRITING.search(text))
     found["emotion"] = 2.0 * bool(EMOTION.search(text))
-    acting = sum(verb_base(w) in VERBS for w in re.findall(r"[a-z]+(?:ing|s|ed)\b", text))
-    found["non_spatial"] = 1.5 * acting
-    kinds = sum(found[name] > 0 for name in ("color", "texture", "shape", "2d_spatial"))
-    kinds += bool(found["3d_spatial"]) + bool(acting)
-    objects = {a.subject.noun for a in facts if a.kind == "object" and a.subject}
-    if kinds >= MANY or (len(attributes) >= MANY and len(objects) >= 2):
-        found["complex"] = 1.5 * max(len(attributes), kinds)
+    verbs = sum(verb_base(w) in VERBS for w in re.findall(r"[a-z]+(?:ing|s|ed)\b", text))
+    found["non_spatial"] = 1.5 * max(verbs, 2 * len(DOING.findall(text)))
+    placed = bool(found["2d_spatial"] or found["3d_spatial"])
+    alike = count and max(kinds[name] for name in named) / count >= ONE_KIND
+    if count >= 2 and (placed or not alike):
+        found["complex"] = COMPLEX * (count + placed + bool(found["non_spatial"]))
+    if STACKED.search(text):
+        found["complex"] = max(found["complex"], 2.5)
     return found
 
 
-def _holding(attributes: list[Assertion], words: frozenset[str]) -> float:
-    """How many of the attributes have one of these words."""
-    named = [" ".join(a.subject.attributes) if a.subject else "" for a in attributes]
-    return float(sum(bool(words & set(re.findall(r"[a-z]+", text))) for text in named))
+def _kind(attribute: Assertion) -> str:
+    """What an attribute speaks of: color, texture, shape or other."""
+    spoken = " ".join(attribute.subject.attributes) if attribute.subject else ""
+    words = set(re.findall(r"[a-z]+", spoken))
+    if words & COLORS:
+        return "color"
+    return "texture" if words & TEXTURES else "shape" if words & SHAPES else "other"

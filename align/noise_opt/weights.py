@@ -21,7 +21,8 @@ from align.rewards.reward import Reward
 from align.trust import EMBEDDED_TABLE, PUBLISHED, category_weights, read_table
 
 TRUST = 0.5  # in the table against uniform weights
-NEAREST = {"single": "color", "action": "non_spatial", "emotion": "non_spatial", "size": "shape"}
+# Rows that stand in for categories a table may lack.
+NEAREST = {"single": "color", "emotion": "non_spatial", "size": "shape"}
 
 
 @dataclass(frozen=True)

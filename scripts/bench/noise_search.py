@@ -94,10 +94,7 @@ def backward_cost(args: argparse.Namespace, pipe) -> float:
 def search(pipe, prompt: str, reward, config) -> dict[str, Any]:
     """One prompt: the result's scores, the verifier's word on it, and what it cost."""
     start, busy = time.perf_counter(), time.process_time()
-    step = None
-    for step in align.optimize(pipe, prompt, reward, config):
-        pass
-    assert step is not None
+    step = list(align.optimize(pipe, prompt, reward, config))[-1]
     seconds, busy = time.perf_counter() - start, time.process_time() - busy
     exact, partial = scenes.verify([prompt], step.best_image[None].float())
     return {
