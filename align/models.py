@@ -44,7 +44,7 @@ def load_pipeline(
     Raises FileNotFoundError for missing models and ValueError for unknown ones, each saying
     what is allowed.
     """
-    target = torch.device(device or best_device())
+    target = torch_device(device)
     precision = torch_dtype(dtype) or default_dtype(str(model), target)
     source, config = locate(str(model), config)
     if quantize is not None:
@@ -82,6 +82,19 @@ def best_device() -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def torch_device(device: str | torch.device | None) -> torch.device:
+    """The device of this name (default: the best one). Raises ValueError where it is not here."""
+    best = best_device()
+    try:
+        target = torch.device(device or best)
+        torch.empty(0, device=target)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"device is {str(device)!r}, which this machine does not have; the best one is {best!r}"
+        ) from error
+    return target
 
 
 def torch_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:

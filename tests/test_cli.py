@@ -240,6 +240,7 @@ def test_generate_from_a_noise_file(model, tmp_path):
         ("--noise", "two.safetensors", "holds 2 noises for 1 images"),
         ("--scheduler", "DDIMSheduler", "did you mean DDIMScheduler"),
         ("--height", "7", "height"),
+        ("--device", "cuda:99", "device is 'cuda:99', which this machine does not have"),
         ("--lora", "none.safetensors", "none.safetensors"),
     ],
 )

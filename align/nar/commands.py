@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from align.models import _loading_bars, best_device, torch_dtype
+from align.models import _loading_bars, torch_device, torch_dtype
 from align.nar.config import NarGenerateConfig, parse_grid
 from align.nar.pipeline import NARPipeline
 from align.prompts import load_prompts
@@ -36,7 +36,7 @@ def load_nar_pipeline(
 
     Raises FileNotFoundError or ValueError for what is none.
     """
-    target = torch.device(device or best_device())
+    target = torch_device(device)
     precision = torch_dtype(dtype)
     if precision is None:
         precision = torch.float32 if target.type == "cpu" else torch.bfloat16

@@ -24,7 +24,7 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from align.files import clear_disk_errors
-from align.models import best_device
+from align.models import torch_device
 from align.nar.config import NarTokenizerConfig, NarTrainConfig
 from align.run import log_metrics, open_run
 from align.train import _stop_signals as stop_signals
@@ -66,7 +66,7 @@ def make_accelerator(config: NarTokenizerConfig | NarTrainConfig) -> Accelerator
     AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    device = torch.device(config.device or best_device())
+    device = torch_device(config.device)
     accelerator = Accelerator(
         cpu=device.type == "cpu",
         mixed_precision=config.mixed_precision or "bf16",
