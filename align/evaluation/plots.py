@@ -70,7 +70,8 @@ def _curves(axes: Any, report: dict[str, Any], cost: Callable[[dict[str, float]]
         axes.errorbar(
             costs, means, yerr=_bars(found), marker="o", capsize=3, color=color, label=method
         )
-    axes.set_xscale("log")
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:g}")
     _plain(axes, report, along="y")
 
 

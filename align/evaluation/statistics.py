@@ -3,7 +3,8 @@
 Pictures of one prompt are alike, so prompts are drawn, never pictures. The plain percentile
 interval is too short for few prompts, so its quantiles are widened as Hesterberg (2015, "What
 teachers should know about the bootstrap", section 5.3, expanded percentile interval) does: by the
-n - 1 in the variance and by Student's t. `scripts/bench/statistics.py` measures the coverage.
+n - 1 in the variance and by Student's t, over several categories with Satterthwaite's degrees of
+freedom. `scripts/bench/statistics.py` measures the coverage.
 """
 
 from collections.abc import Sequence
@@ -62,11 +63,12 @@ def estimate(
     labels = np.array([""] * len(values) if strata is None else strata)
     groups = [values[labels == label] for label in dict.fromkeys(labels.tolist())]
     mean = float(np.mean([group.mean() for group in groups]))
-    freedom = sum(len(group) - 1 for group in groups)
-    if np.ptp(values) == 0 and (freedom or bounds):
+    alone = all(len(group) == 1 for group in groups)
+    if np.ptp(values) == 0 and (not alone or bounds):
         return Estimate(mean, *_without_spread(mean, len(values), bounds), len(values))
+    freedom = _degrees_of_freedom(groups)
     if freedom == 0:
-        return Estimate(mean, float("-inf"), float("inf"), len(values))
+        return Estimate(mean, *(bounds or (float("-inf"), float("inf"))), len(values))
     draws = mean + _resampled_errors(groups, np.random.default_rng(seed))
     tail = stats.norm.cdf(stats.t.ppf((1 - LEVEL) / 2, freedom))
     low, high = np.quantile(draws, [tail, 1 - tail]).tolist()
@@ -99,6 +101,16 @@ def _resampled_errors(
             picks = generator.integers(n, size=(DRAWS, n))
             errors += (n / (n - 1)) ** 0.5 * (group[picks].mean(1) - group.mean())
     return errors / len(groups)
+
+
+def _degrees_of_freedom(groups: list[Float[ndarray, " n"]]) -> float:
+    """Of the variance of the mean of group means, by Welch and Satterthwaite; n - 1 for one group.
+
+    Groups differ in spread, so they tell less of it than all their n - 1 together.
+    """
+    terms = [(group.var(ddof=1) / len(group), len(group) - 1) for group in groups if len(group) > 1]
+    total = sum(variance for variance, _ in terms)
+    return total**2 / sum(variance**2 / free for variance, free in terms) if total else 0.0
 
 
 def _without_spread(

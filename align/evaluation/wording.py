@@ -14,9 +14,19 @@ def measure_name(name: str, report: dict[str, Any]) -> str:
     return f"{name} (optimized)" if name in report["optimized"] else name
 
 
+def distinct(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """The figures without repetitions: a method that does not search has one for all budgets."""
+    found: list[dict[str, Any]] = []
+    for one in report["figures"]:
+        same = [o for o in found if o["method"] == one["method"] and o["spent"] == one["spent"]]
+        if not any(other["overall"] == one["overall"] for other in same):
+            found.append(one)
+    return found
+
+
 def label(one: dict[str, Any], report: dict[str, Any]) -> str:
-    """A method, with its budget where the report has several figures of it."""
-    budgets = {other["budget"] for other in report["figures"] if other["method"] == one["method"]}
+    """A method, with its budget where the report has several distinct figures of it."""
+    budgets = {other["budget"] for other in distinct(report) if other["method"] == one["method"]}
     return f"{one['method']} at {one['budget']}" if len(budgets) > 1 else one["method"]
 
 
@@ -30,8 +40,8 @@ def number(value: float, name: str) -> str:
 def with_interval(found: dict[str, float], name: str) -> str:
     """Mean and interval."""
     low, high = found["low"], found["high"]
-    if low is None or abs(low) == float("inf"):  # one prompt tells nothing of the spread
-        return f"{number(found['mean'], name)} (one prompt)"
+    if abs(low) == float("inf"):  # one prompt tells nothing of the spread
+        return f"{number(found['mean'], name)} (spread unknown)"
     if name in NAMES:
         return f"{100 * found['mean']:.0f} % ({100 * low:.0f} to {100 * high:.0f})"
     return f"{found['mean']:.3g} ({low:.3g} to {high:.3g})"
@@ -40,7 +50,9 @@ def with_interval(found: dict[str, float], name: str) -> str:
 def signed(found: dict[str, float], name: str) -> str:
     """A difference and its interval; of shares in percentage points."""
     if abs(found["low"]) == float("inf"):
-        return "one prompt only"
+        return "spread unknown"
+    if found["low"] == found["mean"] == found["high"] == 0:
+        return "no difference on any prompt"
     scale, unit = (100, " points") if name in NAMES else (1, "")
     digits = ".0f" if name in NAMES else ".2g"
     low, mean, high = (scale * found[key] for key in ("low", "mean", "high"))
@@ -51,7 +63,8 @@ def headline(report: dict[str, Any]) -> str:
     """What was found, in a sentence or two, whichever way it went."""
     main = report["main"]
     judged = f"judged by {report['judge']}"
-    pictures = f"{report['prompts']} prompts, {report['repeats']} pictures of each by every method"
+    count = "a picture" if report["repeats"] == 1 else f"{report['repeats']} pictures"
+    pictures = f"{report['prompts']} prompts, {count} of each by every method"
     first = report["figures"][0]
     start = f"{label(first, report)}: {with_interval(first['overall'][main], main)} "
     start += f"{measure_name(main, report)}, {judged} on {pictures}."

@@ -67,7 +67,7 @@ def test_evaluating_two_methods(tmp_path):
     page = read(folder, "report.html")
     assert page.count("<img") == 4  # 2 categories, 2 methods
     assert "bon=3 minus base" in page
-    assert "| measure | base | bon=3 |" in read(folder, "report.md")
+    assert "| bon=3 | " in read(folder, "report.md")
     assert (folder / "by-category.png").stat().st_size > 5000
 
 

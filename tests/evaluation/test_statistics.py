@@ -37,6 +37,14 @@ def test_categories_weigh_the_same_and_their_differences_do_not_widen_the_interv
     assert found.high - found.low < 0.25 * (pooled.high - pooled.low)
 
 
+def test_categories_of_unequal_spread_count_as_fewer_prompts():
+    """Welch and Satterthwaite: where one category has all the spread, the others tell nothing."""
+    wide, narrow = np.array([0.0, 1.0, 0.2]), np.array([0.5, 0.5, 0.5])
+    both = estimate(np.concatenate([wide, narrow]), ["a"] * 3 + ["b"] * 3)
+    alone = estimate(wide)
+    assert both.high - both.low == pytest.approx((alone.high - alone.low) / 2, rel=0.02)
+
+
 def test_pairs_cancel_what_prompts_have_in_common():
     hard = np.random.default_rng(2).uniform(size=40)
     rise = np.random.default_rng(3).normal(0.1, 0.02, size=40)
@@ -54,6 +62,7 @@ def test_prompts_that_all_agree_are_not_certain():
     half = estimate([0.5] * 4, bounds=(0, 1))
     assert half.low < 0.1
     assert half.high > 0.9
+    assert estimate([0.2, 0.2, 0.7], ["a", "a", "b"], bounds=(0, 1)).low == 0
     alone = estimate([0.3])
     assert (alone.low, alone.high) == (float("-inf"), float("inf"))
 
