@@ -1,7 +1,30 @@
 """Settings of the whole suite."""
 
+import pytest
+import torch
 from hypothesis import settings
 
 # Time limits per example say nothing about the code on a machine that is busy with other work.
 settings.register_profile("align", deadline=None)
 settings.load_profile("align")
+
+
+@pytest.fixture
+def float64_stays(monkeypatch):
+    """Make casts to float32 leave float64 alone.
+
+    Models and schedulers cast so for the sake of halves; here it would only add rounding noise
+    to the finite differences.
+    """
+    single, to = torch.Tensor.float, torch.Tensor.to
+
+    def kept_to(self, *arguments, **settings):
+        asked = (*arguments, *settings.values())
+        if self.dtype == torch.float64 and any(value is torch.float32 for value in asked):
+            return self
+        return to(self, *arguments, **settings)
+
+    monkeypatch.setattr(torch.Tensor, "to", kept_to)
+    monkeypatch.setattr(
+        torch.Tensor, "float", lambda self: self if self.dtype == torch.float64 else single(self)
+    )

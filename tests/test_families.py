@@ -136,27 +136,6 @@ def test_flux_takes_packed_latents_as_its_pipeline_does():
         torch.testing.assert_close(actual, expected, atol=1e-4, rtol=0)
 
 
-@pytest.fixture
-def float64_stays(monkeypatch):
-    """Make casts to float32 leave float64 alone.
-
-    Models and schedulers cast so for the sake of halves; here it would only add rounding noise
-    to the finite differences.
-    """
-    single, to = torch.Tensor.float, torch.Tensor.to
-
-    def kept_to(self, *arguments, **settings):
-        asked = (*arguments, *settings.values())
-        if self.dtype == torch.float64 and any(value is torch.float32 for value in asked):
-            return self
-        return to(self, *arguments, **settings)
-
-    monkeypatch.setattr(torch.Tensor, "to", kept_to)
-    monkeypatch.setattr(
-        torch.Tensor, "float", lambda self: self if self.dtype == torch.float64 else single(self)
-    )
-
-
 @pytest.mark.usefixtures("float64_stays")
 @pytest.mark.parametrize("name", FAMILIES)
 def test_gradients_to_lora_and_noise(name):
