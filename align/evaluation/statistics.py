@@ -63,8 +63,9 @@ def estimate(
     labels = np.array([""] * len(values) if strata is None else strata)
     groups = [values[labels == label] for label in dict.fromkeys(labels.tolist())]
     mean = float(np.mean([group.mean() for group in groups]))
-    alone = all(len(group) == 1 for group in groups)
-    if np.ptp(values) == 0 and (not alone or bounds):
+    if len(groups) == len(values):  # one prompt each: the categories' spread has to do
+        groups = [values]
+    if np.ptp(values) == 0 and (len(values) > 1 or bounds):
         return Estimate(mean, *_without_spread(mean, len(values), bounds), len(values))
     freedom = _degrees_of_freedom(groups)
     if freedom == 0:

@@ -32,15 +32,18 @@ def label(one: dict[str, Any], report: dict[str, Any]) -> str:
 
 def number(value: float, name: str) -> str:
     """A score as text: shares in per cent."""
-    if abs(value) == float("inf"):
-        return "unknown"
     return f"{100 * value:.0f} %" if name in NAMES else f"{value:.3g}"
+
+
+def unknown(bound: float | None) -> bool:
+    """Whether an interval has no such end: infinite, which report.json says as null."""
+    return bound is None or abs(bound) == float("inf")
 
 
 def with_interval(found: dict[str, float], name: str) -> str:
     """Mean and interval."""
     low, high = found["low"], found["high"]
-    if abs(low) == float("inf"):  # one prompt tells nothing of the spread
+    if unknown(low):  # one prompt tells nothing of the spread
         return f"{number(found['mean'], name)} (spread unknown)"
     if name in NAMES:
         return f"{100 * found['mean']:.0f} % ({100 * low:.0f} to {100 * high:.0f})"
@@ -49,7 +52,7 @@ def with_interval(found: dict[str, float], name: str) -> str:
 
 def signed(found: dict[str, float], name: str) -> str:
     """A difference and its interval; of shares in percentage points."""
-    if abs(found["low"]) == float("inf"):
+    if unknown(found["low"]):
         return "spread unknown"
     if found["low"] == found["mean"] == found["high"] == 0:
         return "no difference on any prompt"

@@ -17,7 +17,7 @@ from pathlib import Path
 from align.compare import compare
 from align.evaluation.config import CompareConfig
 from align.evaluation.judging import SCENES_REWARDS
-from align.evaluation.wording import levers, with_interval
+from align.evaluation.wording import with_interval
 
 
 def main() -> None:
@@ -59,12 +59,12 @@ def main() -> None:
 
 
 def table(report: dict) -> str:
-    """N by N: exact and partial with intervals, and where it saturates."""
+    """N by N: exact and partial with intervals."""
     lines = ["| N | exactly as asked | stated facts right |", "|---|---|---|"]
     for one in report["figures"]:
         cells = [with_interval(one["overall"][name], name) for name in ("exact", "partial")]
         lines.append(f"| {one['budget'].removesuffix('images')} | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", levers(report)[-1]])
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
