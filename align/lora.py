@@ -165,8 +165,9 @@ def merge_lora(pipe: Any) -> None:
     for layer, (down, up) in factors.items():
         component, _, name = layer.partition(".")
         weight = getattr(pipe, component).get_submodule(name).weight
-        delta = (up.flatten(1).double() @ down.flatten(1).double()).view_as(weight)
-        weight.data = (weight.data.double() + delta).to(weight.dtype)
+        # On the CPU, as MPS has no float64.
+        delta = (up.flatten(1).cpu().double() @ down.flatten(1).cpu().double()).view_as(weight)
+        weight.data = (weight.data.cpu().double() + delta).to(weight)
 
 
 def _denoiser_name(pipe: Any) -> str:

@@ -95,7 +95,8 @@ def _begin(session: Session, judge: HeldOutJudge | None) -> None:
     if main:
         drop_metrics_after(session.folder, session.done)
     start_trackers(session)
-    if "pictures" not in course and (main or session.scale is not None):
+    everyone = main or session.config.shard  # sharded, no process can draw alone
+    if "pictures" not in course and (everyone or session.scale is not None):
         terms = score_pictures(session, "before" if main else None)
         course["pictures"] = {name: scores.mean().item() for name, scores in terms.items()}
         if session.scale is not None:
@@ -147,8 +148,9 @@ def _fit(
 def _look(session: Session, judge: HeldOutJudge | None) -> dict[str, Any]:
     """Pictures and judgment where they are due after this update, for its record."""
     c, record = session.config, {}
-    if _due(session, c.sample_every) and session.accelerator.is_main_process:
-        terms = score_pictures(session, f"step-{session.done:05d}")
+    main = session.accelerator.is_main_process
+    if _due(session, c.sample_every) and (main or c.shard):
+        terms = score_pictures(session, f"step-{session.done:05d}" if main else None)
         record["pictures"] = {name: scores.mean().item() for name, scores in terms.items()}
     if judge is not None and (_due(session, c.judge_every) or session.done == c.steps):
         record |= judge(session)
@@ -168,8 +170,11 @@ def _log(session: Session, record: dict[str, Any]) -> None:
 
 def _finish(session: Session) -> TrainResult:
     """Save everything, draw the last pictures and write the report."""
-    if session.accelerator.is_main_process:
-        terms = score_pictures(session, "after")
+    main = session.accelerator.is_main_process
+    terms = (
+        score_pictures(session, "after" if main else None) if main or session.config.shard else {}
+    )
+    if main:
         after = {name: scores.mean().item() for name, scores in terms.items()}
         _save(session)
         write_report(session, after)

@@ -111,6 +111,8 @@ class TrainConfig:
     """Encode all prompts before the first update and take the text encoders out of memory."""
     quantize: Literal["8bit", "4bit"] | None = None
     """Keep the frozen denoiser in so many bits (CUDA and bitsandbytes)."""
+    shard: bool = False
+    """Spread the frozen denoiser over the processes (FSDP2); the LoRA stays whole."""
     offload: bool = False
     """Keep text encoders, and what the backward pass needs, on the CPU while not needed."""
     tracker: Literal["tensorboard", "wandb", "trackio", "none"] = "tensorboard"

@@ -1,5 +1,6 @@
 """Training in several processes, and killed in the middle."""
 
+import json
 import os
 import subprocess
 import sys
@@ -30,13 +31,16 @@ def lora(folder):
     return load_file(list_checkpoints(folder / "run")[0] / "lora.safetensors")
 
 
-def test_two_processes_equal_one(tmp_path):
+@pytest.mark.parametrize(
+    "changes", [{}, {"shard": True, "grad_window": "random"}], ids=["ddp", "fsdp"]
+)
+def test_two_processes_equal_one(tmp_path, changes):
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "prompts.txt").write_text("\n".join(PROMPTS))
-    run(tmp_path / "one")
+    run(tmp_path / "one", **changes | {"shard": False})
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    start(*torchrun, CHILD, "run", str(tmp_path / "two"))
+    start(*torchrun, CHILD, "run", str(tmp_path / "two"), json.dumps(changes))
     one, two = lora(tmp_path / "one"), lora(tmp_path / "two")
     assert one.keys() == two.keys()
     for name, weight in one.items():

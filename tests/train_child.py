@@ -1,10 +1,12 @@
 """A small training run as a process of its own, for the tests that need processes.
 
-`train_child.py run FOLDER` trains once (under torchrun: with all its processes).
+`train_child.py run FOLDER SETTINGS` trains once with settings in JSON (under torchrun: with all
+its processes).
 `train_child.py kill FOLDER STEPS KILLS` trains FOLDER/whole, then FOLDER/killed, which is killed
 with SIGKILL at random moments and resumed until it is done. Prints how many kills came in time.
 """
 
+import json
 import os
 import random
 import signal
@@ -67,6 +69,6 @@ def killed(folder: Path, steps: int, kills: int) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     if sys.argv[1] == "run":
-        run(Path(sys.argv[2]))
+        run(Path(sys.argv[2]), **json.loads(sys.argv[3]))
     else:
         killed(Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))

@@ -60,7 +60,8 @@ class HeldOutJudge:
         Returns what goes into the update's record: `judge`, `judge_reward`, `diversity`, and
         `warning` where the reward looks hacked.
         """
-        figures = [self.measure(session) if session.accelerator.is_main_process else None]
+        everyone = session.accelerator.is_main_process or session.config.shard
+        figures = [self.measure(session) if everyone else None]
         figures = broadcast_object_list(figures)[0]
         assert figures is not None  # the main process has measured
         best = session.course

@@ -32,7 +32,7 @@ from align.training.windows import draw_window, parse_window
 
 GIB = 2**30
 USABLE = 0.95  # of a card: its driver and the screen take the rest
-CONTEXT = 0.5 * GIB  # of CUDA itself
+RUNTIME = {True: 0.5 * GIB, False: 0.45 * GIB}  # of CUDA's context; else of Python and PyTorch
 SLACK = 0.05  # of the activations: workspaces and fragmentation
 BYTES = {"8bit": 1.0, "4bit": 0.53}  # per weight of a linear layer; NF4 with its block scales
 OPTIMIZER = {"adamw": 8, "adamw8bit": 2}  # moments per trained weight; itself and gradient are 8
@@ -91,7 +91,10 @@ def savings(pipe: Any, config: TrainConfig) -> Iterator[dict[str, Any]]:
     """
     yield {"checkpointing": True}
     yield {"cache_embeddings": True}
-    yield {"micro_batch_size": 1}
+    micro = config.micro_batch_size or config.batch_size
+    while micro > 1:
+        micro = micro // 2 if micro % 2 == 0 else 1
+        yield {"micro_batch_size": micro}
     yield {"vae_tiling": True}
     yield {"block_checkpointing": True}
     if on_cuda(config):
@@ -180,7 +183,7 @@ class Needs:
             + 4 * trained * (config.ema_decay is not None),
             "reward": weight_bytes(self.reward) if isinstance(self.reward, nn.Module) else 0,
             "activations": peak * (1 + SLACK),
-            "CUDA": CONTEXT if on_cuda(config) else 0,
+            "runtime": RUNTIME[on_cuda(config)],
         }
         return Estimate(parts)
 

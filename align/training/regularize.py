@@ -62,7 +62,7 @@ class RunningScale:
     def update(self, terms: dict[str, Tensor]) -> None:
         """Take in the unscaled terms [b] of an update."""
         for name, scores in terms.items():
-            new = (scores.mean().item(), scores.double().square().mean().item())
+            new = (scores.mean().item(), scores.cpu().double().square().mean().item())
             mean, square = self.moments.get(name, new)
             self.moments[name] = (
                 MOMENTUM * mean + (1 - MOMENTUM) * new[0],

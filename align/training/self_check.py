@@ -94,7 +94,7 @@ def _gradient(session: Session) -> Finding:
         return -session.reward(decode(pipe, latents), prompts, metadata).sum()
 
     gradients = torch.autograd.grad(loss(), session.parameters)
-    norm = torch.stack([g.double().square().sum() for g in gradients]).sum().sqrt().item()
+    norm = torch.stack([g.cpu().double().square().sum() for g in gradients]).sum().sqrt().item()
     if norm == 0:
         return Finding("gradient", False, "it is zero: the reward does not change with the image")
     errors = []
@@ -112,7 +112,7 @@ def _moved(session: Session, loss: Any, gradients: Any, factor: float) -> float:
     kept = [p.detach().clone() for p in session.parameters]
     for p, g in zip(session.parameters, gradients, strict=True):
         p.add_(g.to(p.dtype), alpha=factor)
-    value = loss().double().item()
+    value = loss().cpu().double().item()
     for p, old in zip(session.parameters, kept, strict=True):
         p.copy_(old)
     return value

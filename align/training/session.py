@@ -17,7 +17,7 @@ from torch import nn
 from align.config import TrainConfig
 from align.denoisers import denoiser_module, image_size
 from align.lora import add_lora
-from align.models import best_device, default_dtype, load_pipeline, torch_dtype
+from align.models import default_dtype, load_pipeline, torch_device, torch_dtype
 from align.prompt_words import warn_about_prompts
 from align.prompts import PromptSet, default_prompts, load_prompts
 from align.rewards import load_reward
@@ -95,6 +95,11 @@ def open_session(config: TrainConfig, *, reward: Any = None, pipe: Any = None) -
     """
     check_folder(config.out, config.overwrite, config.resume)
     window = parse_window(config.grad_window, config.num_inference_steps)
+    if config.shard and window.kind == "random-per-sample":
+        raise ValueError(
+            "shard needs a window that all processes share, and grad_window is "
+            f"{config.grad_window!r}; use random"
+        )
     prompts = load_prompts(config.prompts or default_prompts(config.model))
     accelerator, device = make_accelerator(config, pipe)
     reward = trained_reward(config, device, reward)
@@ -121,7 +126,12 @@ def open_session(config: TrainConfig, *, reward: Any = None, pipe: Any = None) -
         num_warmup_steps=config.warmup_steps,
         num_training_steps=config.steps,
     )
-    whole, optimizer = accelerator.prepare(Whole(denoiser_module(pipe)), optimizer)
+    whole: nn.Module = Whole(denoiser_module(pipe))
+    if config.shard:
+        shard_frozen(denoiser_module(pipe), parameters, accelerator.num_processes)
+        optimizer = accelerator.prepare(optimizer)
+    else:
+        whole, optimizer = accelerator.prepare(whole, optimizer)
     folder = [""]
     if accelerator.is_main_process:
         folder = [
@@ -155,7 +165,7 @@ def make_accelerator(config: TrainConfig, pipe: Any = None) -> tuple[Accelerator
     check_tracker(config.tracker)
     # A run before in this process may have had another precision or device.
     AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
-    device = torch.device(config.device or best_device())
+    device = torch_device(config.device)
     precision = torch_dtype(config.dtype) or default_dtype(config.model, device)
     if pipe is not None:
         device, precision = denoiser_module(pipe).device, denoiser_module(pipe).dtype
@@ -237,6 +247,24 @@ def prepare_pipeline(config: TrainConfig, pipe: Any, device: torch.device) -> No
         denoiser.compile()
 
 
+def shard_frozen(denoiser: Any, parameters: list[nn.Parameter], processes: int) -> None:
+    """Spread the frozen weights over the processes (FSDP2), block by block; the LoRA stays whole.
+
+    So its gradients are ours to synchronize, and checkpoints are those of any other run. Raises
+    ValueError with a single process.
+    """
+    if processes == 1:
+        raise ValueError("shard needs several processes: torchrun --nproc-per-node 2 -m align ...")
+    from torch.distributed.fsdp import fully_shard
+
+    trained = set(parameters)
+    for module in denoiser.children():
+        if isinstance(module, nn.ModuleList):
+            for block in module:
+                fully_shard(block, ignored_params=trained)
+    fully_shard(denoiser, ignored_params=trained)
+
+
 def recompute_blocks(module: Any, wanted: bool) -> None:
     """Let a part of diffusers recompute its blocks in the backward pass, where it can."""
     if module._supports_gradient_checkpointing:
@@ -259,7 +287,8 @@ def make_optimizer(config: TrainConfig, parameters: list[nn.Parameter]) -> torch
     if config.optimizer == "adamw8bit":
         if importlib.util.find_spec("bitsandbytes") is None:
             raise ValueError(
-                "optimizer is 'adamw8bit', which needs bitsandbytes: pip install bitsandbytes; "
+                "optimizer is 'adamw8bit', which needs bitsandbytes: pip install "
+                "align-diffusion[quantize]; "
                 "adamw works without it"
             )
         from bitsandbytes.optim import AdamW8bit as kind  # pyright: ignore

@@ -188,6 +188,9 @@ def saved_on_cpu(offload: bool) -> Any:
 def _step(session: Session, update: int) -> float:
     """Clip, step the optimizer and what follows it; returns the gradient's norm before."""
     c, accelerator = session.config, session.accelerator
+    if c.shard:  # no wrapper synchronizes them
+        for parameter in session.parameters:
+            parameter.grad = accelerator.reduce(parameter.grad, reduction="mean")  # pyright: ignore
     norm = accelerator.clip_grad_norm_(session.parameters, c.max_grad_norm or float("inf"))
     norm = float(norm)  # pyright: ignore[reportArgumentType]
     if not math.isfinite(norm) and accelerator.scaler is None:  # a scaler skips such a step

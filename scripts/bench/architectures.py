@@ -66,9 +66,9 @@ def t5_xxl() -> dict:
     return {"tokenizer": tokenizer, "text_encoder": T5EncoderModel(config)}
 
 
-def vae(latent_channels: int = 4, **changes) -> diffusers.AutoencoderKL:
+def vae(latent_channels: int = 4, width: int = 128, **changes) -> diffusers.AutoencoderKL:
     return diffusers.AutoencoderKL(
-        block_out_channels=(128, 256, 512, 512),
+        block_out_channels=(width, 2 * width, 4 * width, 4 * width),
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
         layers_per_block=2,
@@ -77,13 +77,23 @@ def vae(latent_channels: int = 4, **changes) -> diffusers.AutoencoderKL:
     )
 
 
-def stable_diffusion_15() -> diffusers.StableDiffusionPipeline:
+def scheduler(name: str, **settings):
+    """A scheduler; its tables have to be real, also where the weights are not."""
+    with torch.device("cpu"):
+        return getattr(diffusers, name)(**settings)
+
+
+def stable_diffusion_15(width: int = 320) -> diffusers.StableDiffusionPipeline:
     return diffusers.StableDiffusionPipeline(
-        vae=vae(sample_size=512),
+        vae=vae(width=width * 2 // 5, sample_size=512),
         text_encoder=CLIPTextModel(clip_large()),
         tokenizer=clip_tokenizer(),
-        unet=diffusers.UNet2DConditionModel(sample_size=64, cross_attention_dim=768),
-        scheduler=diffusers.DDIMScheduler(**BETAS, steps_offset=1, clip_sample=False),
+        unet=diffusers.UNet2DConditionModel(
+            sample_size=64,
+            block_out_channels=(width, 2 * width, 4 * width, 4 * width),
+            cross_attention_dim=768,
+        ),
+        scheduler=scheduler("DDIMScheduler", **BETAS, steps_offset=1, clip_sample=False),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -111,7 +121,7 @@ def sdxl() -> diffusers.StableDiffusionXLPipeline:
         tokenizer=clip_tokenizer(),
         tokenizer_2=clip_tokenizer(),
         unet=unet,
-        scheduler=diffusers.EulerDiscreteScheduler(**BETAS, steps_offset=1),
+        scheduler=scheduler("EulerDiscreteScheduler", **BETAS, steps_offset=1),
         add_watermarker=False,
     )
 
@@ -137,7 +147,7 @@ def sd3_medium() -> diffusers.StableDiffusion3Pipeline:
             out_channels=16,
             pos_embed_max_size=192,
         ),
-        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+        scheduler=scheduler("FlowMatchEulerDiscreteScheduler", shift=3.0),
     )
 
 
@@ -150,12 +160,15 @@ def flux_dev() -> diffusers.FluxPipeline:
         text_encoder_2=second["text_encoder"],
         tokenizer_2=second["tokenizer"],
         transformer=diffusers.FluxTransformer2DModel(guidance_embeds=True),
-        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
+        scheduler=scheduler(
+            "FlowMatchEulerDiscreteScheduler", shift=3.0, use_dynamic_shifting=True
+        ),
     )
 
 
 ARCHITECTURES = {
     "sd15": stable_diffusion_15,
+    "sd15-half": lambda: stable_diffusion_15(width=160),  # for machines with little memory
     "sdxl": sdxl,
     "sd3-medium": sd3_medium,
     "flux-dev": flux_dev,

@@ -109,15 +109,15 @@ def estimated(args: argparse.Namespace) -> dict[str, float]:
     return {k: v / GIB for k, v in Needs(config, pipe=pipe).estimate(config).parts.items()}
 
 
-def print_estimates() -> None:
-    """What --memory chooses for every architecture and card, and what it needs."""
+def print_estimates(names: list[str]) -> None:
+    """What --memory chooses for these architectures and every card, and what it needs."""
     import torch
     from architectures import ARCHITECTURES, without_weights
 
     from align.config import TrainConfig
     from align.training import memory
 
-    for name in ARCHITECTURES:
+    for name in names or [name for name in ARCHITECTURES if name != "sd15-half"]:
         pipe = without_weights(name)
         parts = [p for p in pipe.components.values() if isinstance(p, torch.nn.Module)]
         count = sum(p.numel() for part in parts for p in part.parameters())
@@ -144,7 +144,9 @@ def print_estimates() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--architecture", choices=["sd15", "sdxl", "sd3-medium", "flux-dev"])
+    parser.add_argument(
+        "--architecture", choices=["sd15", "sd15-half", "sdxl", "sd3-medium", "flux-dev"]
+    )
     parser.add_argument("--steps", type=int, nargs="+", help="denoising steps of each measurement")
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
@@ -155,7 +157,7 @@ def main() -> None:
         print(json.dumps(measure(args, args.child)))
         return
     if args.estimates:
-        print_estimates()
+        print_estimates([args.architecture] if args.architecture else [])
         return
     parts = estimated(args)
     print(f"estimate above the loaded model: {parts['activations']:.3f} GiB of activations")
