@@ -10,6 +10,7 @@ from align.evaluation.wording import (
     load_note,
     measure_name,
     number,
+    prompts,
     signed,
     with_interval,
 )
@@ -80,7 +81,7 @@ def _categories(report: dict[str, Any]) -> Table:
         for one, name in columns
     ]
     rows = [
-        [f"{category} ({count} prompts)"]
+        [f"{category} ({prompts(count)})"]
         + [with_interval(one["categories"][category][name], name) for one, name in columns]
         for category, count in report["categories"].items()
     ]
@@ -148,7 +149,7 @@ def _diversity(report: dict[str, Any]) -> Table:
     for one in distinct(report):
         found = one.get("diversity", {})
         cells = [
-            f"{with_interval(found[n], n)}, {found[n]['prompts']} prompts" if n in found else "-"
+            f"{with_interval(found[n], n)}, {prompts(found[n]['prompts'])}" if n in found else "-"
             for n in names
         ]
         rows.append([label(one, report), *cells])

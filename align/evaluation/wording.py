@@ -30,6 +30,11 @@ def label(one: dict[str, Any], report: dict[str, Any]) -> str:
     return f"{one['method']} at {one['budget']}" if len(budgets) > 1 else one["method"]
 
 
+def prompts(count: int) -> str:
+    """`1 prompt`, `12 prompts`."""
+    return f"{count} prompt" if count == 1 else f"{count} prompts"
+
+
 def number(value: float, name: str) -> str:
     """A score as text: shares in per cent."""
     return f"{100 * value:.0f} %" if name in NAMES else f"{value:.3g}"
@@ -67,7 +72,7 @@ def headline(report: dict[str, Any]) -> str:
     main = report["main"]
     judged = f"judged by {report['judge']}"
     count = "a picture" if report["repeats"] == 1 else f"{report['repeats']} pictures"
-    pictures = f"{report['prompts']} prompts, {count} of each by every method"
+    pictures = f"{prompts(report['prompts'])}, {count} of each by every method"
     first = report["figures"][0]
     start = f"{label(first, report)}: {with_interval(first['overall'][main], main)} "
     start += f"{measure_name(main, report)}, {judged} on {pictures}."
