@@ -16,7 +16,7 @@ METHOD_DEFAULTS: dict[str, dict[str, Any]] = {
     "evolution": {"seeds": 10, "iterations": 6},
     "reno": {"seeds": 1, "weights": "uniform", "learning_rate": 5.0},
     "langevin": {"seeds": 1, "learning_rate": 0.8},
-    "carinox": {"seeds": 32, "learning_rate": 20.0},
+    "carinox": {"seeds": 32},
     "carinox-paper": {"seeds": 5, "weights": "uniform", "learning_rate": 5.0},
 }
 _COMMON = {"iterations": 50, "weights": "category", "learning_rate": 5.0}
