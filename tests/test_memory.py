@@ -118,8 +118,10 @@ def test_cached_tiled_and_recomputed_training_is_the_same(tmp_path):
 
 
 def test_a_run_with_cached_embeddings(tmp_path):
-    result, pipe = run(tmp_path, judge="jpeg", judge_prompts="animals", **ALL_SAVINGS)
-    assert result.steps == 2
+    result, pipe = run(
+        tmp_path, steps=1, judge="jpeg", judge_prompts="animals", judge_images=2, **ALL_SAVINGS
+    )
+    assert result.steps == 1
     assert pipe.text_encoder is None
 
 
