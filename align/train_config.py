@@ -40,6 +40,8 @@ class TrainConfig:
     """Updates over which the learning rate rises from 0."""
     max_grad_norm: float = 1.0
     """Gradients are clipped to this L2 norm; 0 leaves them."""
+    max_step_grad_norm: float = 0.0
+    """An image's gradient by each denoiser output is clipped to this L2 norm; 0 leaves it."""
     lora_rank: int = 4
     """Rank of the LoRA."""
     lora_alpha: float | None = None

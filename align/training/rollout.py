@@ -27,13 +27,16 @@ def rollout(
     generator: Generators = None,
     fresh_noise: Callable[[int], Tensor] | None = None,
     observe: Observe | None = None,
+    max_step_norm: float = 0.0,
 ) -> Float[Tensor, "n c h w"]:
     """Latents whose graph reaches the parameters through the kept steps of `draw` alone.
 
     The steps before the window run without a graph. With DRaFT-LV (2309.17400) the
     result holds `draw.fresh` noisings of every image, one after the other, denoised by the last
     step; `fresh_noise(n)` gives the n-th. With ReFL (2304.05977, algorithm 1) it is the prediction
-    of x_0 at the drawn step. `observe` sees every prediction that carries gradient.
+    of x_0 at the drawn step. `observe` sees every prediction that carries gradient. The gradient by
+    each prediction is clipped to the L2 norm `max_step_norm` image by image (0: not), since a few
+    chaotic paths through all steps else rule the update.
 
     Raises ValueError for a scheduler that cannot be differentiated or noised anew.
     """
@@ -45,7 +48,7 @@ def rollout(
         with torch.no_grad():
             clean = sample(denoise, scheduler, noise, **run)
         last = order * (steps - 1)
-        inner = _windowed(denoise, draw, order, last, observe)
+        inner = _windowed(denoise, draw, order, last, observe, max_step_norm)
         return torch.cat(
             [
                 sample(
@@ -62,16 +65,25 @@ def rollout(
     if draw.x0_at is not None:
         with torch.no_grad():
             before = sample(denoise, scheduler, noise, stop=order * draw.x0_at, **run)
-        inner = _windowed(denoise, draw, order, order * draw.x0_at, observe)()
+        inner = _windowed(denoise, draw, order, order * draw.x0_at, observe, max_step_norm)()
         return predict_x0(inner, scheduler, before, steps, order * draw.x0_at, eta, generator)
-    inner = _windowed(denoise, draw, order, 0, observe)()
+    inner = _windowed(denoise, draw, order, 0, observe, max_step_norm)()
     return sample(inner, scheduler, noise, grad_steps=steps - draw.first, **run)
 
 
 def _windowed(
-    denoise: Denoiser, draw: Draw, order: int, start: int, observe: Observe | None
+    denoise: Denoiser,
+    draw: Draw,
+    order: int,
+    start: int,
+    observe: Observe | None,
+    max_step_norm: float,
 ) -> Callable[[], Denoiser]:
     """Makes denoisers for one pass of the loop, which cut the gradient outside the window."""
+
+    def clipped(gradient: Tensor) -> Tensor:
+        norms = gradient.flatten(1).norm(dim=1).view(-1, *[1] * (gradient.ndim - 1))
+        return gradient * (max_step_norm / norms.clamp(min=1e-30)).clamp(max=1.0)
 
     def make() -> Denoiser:
         calls = itertools.count(start)
@@ -85,6 +97,8 @@ def _windowed(
             if not all(kept):
                 mask = torch.tensor(kept, device=output.device).view(-1, 1, 1, 1)
                 output = torch.where(mask, output, output.detach())
+            if max_step_norm and output.requires_grad:
+                output.register_hook(clipped)
             if observe is not None:
                 observe(output, latents.detach(), timestep, kept)
             return output

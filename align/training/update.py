@@ -84,6 +84,7 @@ def batch_loss(session: Session, update: int, indices: Sequence[int]) -> BatchLo
         ],
         fresh_noise=lambda n: noise(f"fresh-{n}"),
         observe=distance,
+        max_step_norm=c.max_step_grad_norm / len(indices),  # the loss is their mean
     )
     images = decode(pipe, latents, checkpointing=c.checkpointing)
     repeats = len(images) // len(prompts)
