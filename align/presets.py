@@ -46,16 +46,18 @@ _TRL = _ALIGNPROP | {
 
 PRESETS: dict[str, dict[str, Any]] = {
     # For `embedded/scenes` on two CPU cores: few steps, all with gradient, as layout is decided
-    # in the first ones. Measured by scripts/bench/alignprop_gain.py.
+    # in the first ones. Pilots of scripts/bench/alignprop_gain.py got worse at larger rates; no
+    # setting has shown a gain yet (docs/benchmarks.md).
     "embedded": {
         "steps": 130,
         "batch_size": 8,
-        "learning_rate": 2e-3,
+        "learning_rate": 5e-4,
+        "max_step_grad_norm": 0.01,
         "lr_schedule": "cosine",
         "warmup_steps": 5,
         "lora_rank": 8,
         "num_inference_steps": 8,
-        "guidance_scale": 4.0,
+        "guidance_scale": 3.0,
         "grad_window": "all",
         "checkpointing": False,
     },

@@ -4,7 +4,8 @@ Pictures of one prompt are alike, so prompts are drawn, never pictures. The plai
 interval is too short for few prompts, so its quantiles are widened as Hesterberg (2015, "What
 teachers should know about the bootstrap", section 5.3, expanded percentile interval) does: by the
 n - 1 in the variance and by Student's t, over several categories with Satterthwaite's degrees of
-freedom. `scripts/bench/statistics.py` measures the coverage.
+freedom, fewer where values have heavy tails. `scripts/bench/interval_coverage.py` measures the
+coverage.
 """
 
 from collections.abc import Sequence
@@ -109,9 +110,20 @@ def _degrees_of_freedom(groups: list[Float[ndarray, " n"]]) -> float:
 
     Groups differ in spread, so they tell less of it than all their n - 1 together.
     """
-    terms = [(group.var(ddof=1) / len(group), len(group) - 1) for group in groups if len(group) > 1]
+    terms = [
+        (group.var(ddof=1) / len(group), _known_variance(group))
+        for group in groups
+        if np.ptp(group) > 0
+    ]
     total = sum(variance for variance, _ in terms)
     return total**2 / sum(variance**2 / free for variance, free in terms) if total else 0.0
+
+
+def _known_variance(group: Float[ndarray, " n"]) -> float:
+    """Degrees of freedom of one group's variance: n - 1 for normal values, fewer for heavy tails,
+    from its own relative variance, 2 / (n - 1) + excess kurtosis / n."""
+    n, excess = len(group), max(0.0, float(stats.kurtosis(group)))
+    return 2 / (2 / (n - 1) + excess / n)
 
 
 def _without_spread(

@@ -8,7 +8,7 @@ from align.evaluation.statistics import difference, estimate
 
 
 def test_coverage_of_few_prompts_with_few_pictures():
-    """`scripts/bench/statistics.py` measures it finely; this would notice a broken interval."""
+    """`scripts/bench/interval_coverage.py` measures it finely; a broken interval shows here too."""
     generator, hits = np.random.default_rng(0), 0
     for repetition in range(300):
         chances = generator.beta(1.2, 1.0, size=12)

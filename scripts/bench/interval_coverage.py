@@ -1,7 +1,7 @@
 """Do the intervals of `align evaluate` keep their word?
 
-    python scripts/bench/statistics.py                        # coverage on synthetic data
-    python scripts/bench/statistics.py --pool runs/pool       # and a method against itself
+    python scripts/bench/interval_coverage.py                        # coverage on synthetic data
+    python scripts/bench/interval_coverage.py --pool runs/pool       # and a method against itself
 
 Coverage: scores of prompts are drawn from distributions whose mean is known (a beta-binomial
 share of exact pictures, as prompts differ in difficulty; a skewed reward), 1,000 times each; the
