@@ -116,9 +116,9 @@ def real_pictures(folder: str) -> list[Float[Tensor, "3 h w"]]:
 
 
 def training_pictures(count: int = TRAINING_PICTURES) -> Float[Tensor, "n 3 64 64"]:
-    """The first pictures of the pool that `scripts/train_embedded/scenes.py` trains on (seed 0,
-    first process), drawn again as it draws them."""
-    rng = random.Random("scenes-pool-0-0")
+    """The first pictures of the pool that `scripts/train_embedded/scenes.py` trained on last (seed
+    2, first process), drawn again as it draws them."""
+    rng = random.Random("scenes-pool-2-0")
     pictures: list[Tensor] = []
     while len(pictures) < count:
         start = len(pictures)
