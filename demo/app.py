@@ -155,6 +155,7 @@ def generate_settings(page: gr.Blocks, allow_any_model: bool) -> list[gr.compone
         width = gr.Number(0, label="Width", info=own_size, precision=0, min_width=120)
         height = gr.Number(0, label="Height", info=own_size, precision=0, min_width=120)
     picked = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-    model.change(handlers.model_defaults, model, [num_steps, scale, lora], **picked)
+    # `input`, not `change`: the page's own start must not undo what a visitor has already set
+    model.input(handlers.model_defaults, model, [num_steps, scale, lora], **picked)
     gr.on([page.load, lora.focus], handlers.lora_choices, [model, lora], lora, **picked)
     return [negative, model, lora, seed, randomize, num_steps, scale, count, width, height]

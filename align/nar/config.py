@@ -104,7 +104,7 @@ class NarTokenizerConfig:
     max_minutes: float | None = None
     """Stop after this time, with a checkpoint."""
     mixed_precision: Precision | None = None
-    """no, bf16 or fp16 (default: bf16)."""
+    """no, bf16 or fp16 (default: bf16 where it is faster)."""
     threads: int | None = None
     """CPU threads (default: PyTorch's choice)."""
     seed: int = 0
@@ -206,7 +206,7 @@ class NarTrainConfig:
     compile: bool = False
     """Compile the transformer's blocks."""
     mixed_precision: Precision | None = None
-    """no, bf16 or fp16 (default: bf16)."""
+    """no, bf16 or fp16 (default: bf16 where it is faster)."""
     threads: int | None = None
     """CPU threads (default: PyTorch's choice)."""
     seed: int = 0

@@ -26,6 +26,7 @@ from tqdm import tqdm
 from align.files import clear_disk_errors
 from align.models import torch_device
 from align.nar.config import NarTokenizerConfig, NarTrainConfig
+from align.precision import fast_bfloat16
 from align.run import log_metrics, open_run
 from align.train import _stop_signals as stop_signals
 from align.training.checkpoints import drop_metrics_after, list_checkpoints
@@ -69,7 +70,7 @@ def make_accelerator(config: NarTokenizerConfig | NarTrainConfig) -> Accelerator
     device = torch_device(config.device)
     accelerator = Accelerator(
         cpu=device.type == "cpu",
-        mixed_precision=config.mixed_precision or "bf16",
+        mixed_precision=config.mixed_precision or ("bf16" if fast_bfloat16(device.type) else "no"),
         log_with=None if config.tracker == "none" else config.tracker,
         project_dir=config.out or "runs",
     )

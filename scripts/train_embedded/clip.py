@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel
 from truth import truth_matrix
 
+from align.precision import autocast
 from align.rewards.scenes_clip import (
     CONFIG,
     NAME,
@@ -122,7 +123,7 @@ def main() -> None:
         said = [s for s in said if s is not None]
         x = x.to(args.device)
         ids = tokenize(tokenizer, [describe(s, rng) for s in said]).to(args.device)
-        with torch.autocast(args.device, torch.bfloat16):
+        with autocast(args.device):
             image = model.image(x)
             text = model.encode_text(ids, tokenizer.eos_token_id)
         scale = model.image.log_scale.exp().clamp(max=100)

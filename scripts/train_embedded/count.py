@@ -19,6 +19,7 @@ from loop import LoopConfig, train
 from near_misses import draw_groups
 from torch import Tensor
 
+from align.precision import autocast
 from align.rewards.scenes_count import CONFIG, NAME, ScenesCount, log_likelihood
 from align.rewards.scenes_layers import EMBEDDED, save_weights
 from align.scenes.grammar import COLORS, SHAPES, Scene
@@ -74,7 +75,7 @@ def main() -> None:
         x = pictures(drawn, rng, args.seed * 1_000_003 + step).to(args.device)
         color, shape = (labels.to(args.device) for labels in place_labels(drawn))
         counts, owner = (labels.to(args.device) for labels in true_counts(drawn))
-        with torch.autocast(args.device, torch.bfloat16):
+        with autocast(args.device):
             maps = model.maps(x)
         present, color_logits, shape_logits = maps = [logits.float() for logits in maps]
         there = color >= 0

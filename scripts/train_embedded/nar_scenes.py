@@ -26,6 +26,7 @@ from align.nar.model import NARTransformer2DModel
 from align.nar.pipeline import NARPipeline
 from align.nar.scheduler import NARScheduler
 from align.nar.tokenizer import ImageTokenizer
+from align.precision import autocast
 from align.scenes.dataset import random_stated_scene
 from align.scenes.grammar import CATEGORIES, describe
 from align.scenes.render import layout, render
@@ -177,7 +178,7 @@ def main() -> None:
         ).input_ids.to(args.device)
         generator = torch.Generator().manual_seed(hash_of(stream, step))
         drop = torch.rand(len(ids), generator=generator).to(args.device) < NULL_SHARE
-        with torch.autocast(args.device, torch.bfloat16):
+        with autocast(args.device):
             logits = model(ids, text_ids, drop)
         return F.cross_entropy(logits.flatten(0, 1), ids.flatten()), {}
 

@@ -16,6 +16,7 @@ from loop import LoopConfig, rank, train
 from vae import pictures
 
 from align.nar.tokenizer import ImageTokenizer
+from align.precision import autocast
 
 ROOT = Path(__file__).parents[2]
 OUT = ROOT / "align/embedded/nar-scenes/image_tokenizer"
@@ -56,7 +57,7 @@ def main() -> None:
 
     def loss_fn(step: int):
         images = ((pictures(stream, step, args.batch_size) + 1) / 2).to(args.device)
-        with torch.autocast(args.device, torch.bfloat16):
+        with autocast(args.device):
             rebuilt, extra = tokenizer(images)
         error = rebuilt.float() - images
         l2 = error.square().mean()

@@ -22,6 +22,7 @@ from torch import Tensor
 from truth import assertion_holds
 
 from align.decompose import scene_assertions
+from align.precision import autocast
 from align.rewards.scenes_clip import load_text_encoder, load_tokenizer
 from align.rewards.scenes_layers import EMBEDDED, load_weights, save_weights
 from align.rewards.scenes_preference import CONFIG, NAME, PreferenceHead, read_prompts
@@ -115,7 +116,7 @@ def main() -> None:
             x = torch.cat([x, images])
         x = x.to(args.device)
         prompt, better, worse = noisy_pairs(shares, rng).to(args.device).unbind(1)
-        with torch.autocast(args.device, torch.bfloat16):
+        with autocast(args.device):
             with torch.no_grad():
                 states, known = read_prompts(
                     tokenizer, text_encoder, [describe(s, rng) for s in said]

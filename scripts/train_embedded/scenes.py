@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from align.precision import autocast
 from align.scenes.dataset import random_stated_scene
 from align.scenes.grammar import CATEGORIES, Scene, describe
 from align.scenes.render import layout, render
@@ -78,7 +79,7 @@ def encode_pool(vae: AutoencoderKL, seed: int, count: int) -> tuple[torch.Tensor
         ]
         pictures = np.stack([render(layout(scene, rng)) for scene in batch])
         x = torch.from_numpy(pictures).permute(0, 3, 1, 2).float().to(device) / 127.5 - 1
-        with torch.autocast(device.type, torch.bfloat16):
+        with autocast(device.type):
             mean = vae.encode(x).latent_dist.mean
         latents.append((mean.float() * vae.config.scaling_factor).cpu())
         said += batch
@@ -191,7 +192,7 @@ def main() -> None:
         t = draw_timesteps(len(x0), noise_rng).to(args.device)
         alpha = alphas[t].sqrt()[:, None, None, None]
         sigma = (1 - alphas[t]).sqrt()[:, None, None, None]
-        with torch.autocast(args.device, torch.bfloat16):
+        with autocast(args.device):
             embeds = model.text_encoder(padded.input_ids.to(args.device))[0]
             v = model.unet(alpha * x0 + sigma * noise, t, embeds).sample
         loss = (v.float() - (alpha * noise - sigma * x0)).square().mean()

@@ -35,6 +35,7 @@ from scenes import encode_pool, make_scheduler, save_text_encoder
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from align.precision import autocast
 from align.sample import sample
 from align.scenes.grammar import Scene, describe
 
@@ -115,7 +116,7 @@ def make_pairs(args, teacher, text: Text, scheduler, said: list[Scene], path: Pa
         embeds = text(batch)
 
         def predict(x: Tensor, t: Tensor, embeds: Tensor = embeds) -> Tensor:
-            with torch.autocast(args.device, torch.bfloat16):
+            with autocast(args.device):
                 return guided(teacher, x, t.expand(len(x)), embeds, text.empty, args.guidance_scale)
 
         noises.append(noise.cpu())
@@ -200,7 +201,7 @@ def main() -> None:
         chosen = [rng.randrange(len(pairs["prompts"])) for _ in range(count)]
         noise, target = (pairs[k][chosen].to(args.device) for k in ("noise", "latents"))
         t = torch.full((count,), FIRST, device=args.device)
-        with torch.autocast(args.device, torch.bfloat16):
+        with autocast(args.device):
             v = model.unet(noise, t, text([pairs["prompts"][i] for i in chosen])).sample
         # Pseudo-Huber, as layouts that the student cannot know yet should not blur the others.
         distance = (schedule.clean(noise, v, t) - target).square().mean((1, 2, 3))
@@ -215,7 +216,7 @@ def main() -> None:
         t = torch.tensor(steps, device=args.device)
         noise = draw((args.batch_size, 4, 16, 16), rng).to(args.device)
         x = schedule.noised(pool[chosen].to(args.device), noise, t)
-        with torch.autocast(args.device, torch.bfloat16):
+        with autocast(args.device):
             v = model.unet(x, t, embeds).sample
         return schedule.clean(x, v, t), embeds
 
@@ -230,7 +231,7 @@ def main() -> None:
         )
         noise = draw(x.shape, rng).to(args.device)
         noisy = schedule.noised(x.detach(), noise, near)
-        with torch.autocast(args.device, torch.bfloat16):
+        with autocast(args.device):
             v_fake = model.fake(noisy, near, embeds).sample.float()
             v_real = guided(teacher, noisy, near, embeds, text.empty, args.guidance_scale)
         fake = schedule.clean(noisy, v_fake.detach(), near)

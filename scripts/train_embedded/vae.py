@@ -16,6 +16,7 @@ import torch
 from diffusers import AutoencoderKL
 from loop import LoopConfig, train
 
+from align.precision import autocast
 from align.scenes.dataset import random_stated_scene
 from align.scenes.grammar import CATEGORIES
 from align.scenes.render import layout, render
@@ -84,7 +85,7 @@ def main() -> None:
 
     def loss_fn(step: int):
         x = pictures(args.seed, step, args.batch_size).to(args.device)
-        with torch.autocast(args.device, torch.bfloat16):
+        with autocast(args.device):
             with torch.set_grad_enabled(not args.decoder_only):
                 posterior = vae.encode(x).latent_dist
             y = vae.decode(posterior.sample()).sample

@@ -21,6 +21,7 @@ from near_misses import draw_groups, vary
 from truth import assertion_holds
 
 from align.decompose import scene_assertions
+from align.precision import autocast
 from align.rewards.scenes_count import load as load_counter
 from align.rewards.scenes_layers import EMBEDDED, load_weights, save_weights
 from align.rewards.scenes_vqa import CONFIG, NAME, ScenesVqa, question_ids
@@ -92,7 +93,7 @@ def main() -> None:
         ids = question_ids([question for question, _ in flat]).to(args.device)
         answers = torch.tensor([float(answer) for _, answer in flat], device=args.device)
         owner = torch.arange(len(said), device=args.device).repeat_interleave(QUESTIONS)
-        with torch.autocast(args.device, torch.bfloat16):
+        with autocast(args.device):
             logits = model.logits(x, ids[:, : (ids > 0).sum(1).max()], owner).float()
         target = answers * (1 - 2 * SMOOTHING) + SMOOTHING
         loss = F.binary_cross_entropy_with_logits(logits, target)

@@ -24,6 +24,7 @@ def settings(page, *, seed=None, steps=None, count=None):
             field = page.locator(f"#{name} input[type=number]")
             field.fill(str(value))
             field.press("Tab")
+            expect(field).to_have_value(str(value))
     if seed is not None:
         page.locator("#randomize input").uncheck()
         page.locator("#seed input").fill(str(seed))
