@@ -15,7 +15,7 @@ def fast_bfloat16(device: str) -> bool:
     if device != "cpu":
         return False
     able = torch.cpu.get_capabilities()
-    return any(able.get(name, False) for name in ("amx_bf16", "avx512_bf16", "arm_bf16"))
+    return any(able.get(name, False) for name in ("amx_bf16", "avx512_bf16", "bf16"))
 
 
 def autocast(device: str) -> Any:
