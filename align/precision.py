@@ -20,8 +20,4 @@ def fast_bfloat16(device: str) -> bool:
 
 def autocast(device: str) -> Any:
     """bfloat16 autocast where it is faster, else nothing."""
-    return (
-        torch.autocast(device, torch.bfloat16)
-        if fast_bfloat16(device)
-        else contextlib.nullcontext()
-    )
+    return torch.autocast(device, torch.bfloat16, enabled=fast_bfloat16(device))
