@@ -17,7 +17,7 @@ REWARDS = Path(__file__).parent / "rewards"
 PUBLISHED = REWARDS / "published.json"
 EMBEDDED_TABLE = Path(__file__).parent / "embedded" / "rewards" / "trust.json"
 FOLDS = 5
-LEAST_GAIN = 0.005  # agreement that one more reward must add before it joins a subset
+LEAST_GAIN = 0.04  # agreement that a subset must gain before a reward is left out of it
 
 
 def read_table(path: str | Path) -> dict:
@@ -147,16 +147,20 @@ def choose(
     groups: Int[ndarray, " n"],
     seed: int,
 ) -> list[int]:
-    """Greedy forward choice of the columns whose cross-validated weighted sum agrees most."""
-    folds, chosen, best = folds_of(groups, seed), [], -np.inf
-    while len(chosen) < scores.shape[1]:
-        rest = [i for i in range(scores.shape[1]) if i not in chosen]
-        tried = [cross_validated(scores[:, [*chosen, i]], ratings, groups, folds) for i in rest]
-        if max(tried) < best + (LEAST_GAIN if chosen else -np.inf):
+    """All columns but those without which the cross-validated weighted sum agrees clearly more.
+
+    Weights in proportion to agreement already quieten a poor reward, so that few prompts are no
+    reason to leave one out: starting from the best one and adding lost to uniform weights.
+    """
+    folds, chosen = folds_of(groups, seed), list(range(scores.shape[1]))
+    best = cross_validated(scores, ratings, groups, folds)
+    while len(chosen) > 1:
+        rests = [[i for i in chosen if i != without] for without in chosen]
+        tried = [cross_validated(scores[:, rest], ratings, groups, folds) for rest in rests]
+        if max(tried) < best + LEAST_GAIN:
             break
-        best = max(tried)
-        chosen.append(rest[int(np.argmax(tried))])
-    return sorted(chosen)
+        best, chosen = max(tried), rests[int(np.argmax(tried))]
+    return chosen
 
 
 def propose(

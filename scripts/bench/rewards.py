@@ -28,7 +28,7 @@ from align.files import atomic_path, write_json
 from align.rewards import load_reward
 from align.run import to_pil
 from align.scenes import CATEGORIES, category, prompt_set, verify
-from align.trust import EMBEDDED_TABLE, category_weights, pairwise_accuracy, read_table
+from align.trust import EMBEDDED_TABLE, category_weights, ordered_pairs, read_table
 
 ROOT = Path(__file__).parents[2]
 REWARDS = ("scenes-clip", "scenes-count", "scenes-preference", "scenes-vqa")
@@ -89,11 +89,23 @@ def judge_choices(listing: Path, table: dict) -> dict:
     for name in (*CATEGORIES, "all"):
         rows = np.ones(len(rated), bool) if name == "all" else categories == name
         report["pairwise"][name] = {
-            key: pairwise_accuracy(s[rows], partial[rows], prompts[rows])[0]
-            for key, s in choices.items()
+            key: pairs_in_order(s[rows], partial[rows], prompts[rows]) for key, s in choices.items()
         }
         report["best_of"][name] = best_of(choices, exact, prompts, rows)
     return report
+
+
+def pairs_in_order(scores: np.ndarray, partial: np.ndarray, prompts: np.ndarray) -> dict:
+    """Within-prompt pairwise accuracy, with its 95 % bootstrap interval over prompts."""
+    groups = [np.flatnonzero(prompts == p) for p in np.unique(prompts)]
+    counts = np.array([ordered_pairs(scores[g], partial[g]) for g in groups])
+    draws = counts[np.random.default_rng(0).integers(len(groups), size=(2000, len(groups)))].sum(1)
+    shares = draws[:, 0] / np.maximum(draws[:, 1], 1)
+    return {
+        "mean": float(counts[:, 0].sum() / counts[:, 1].sum()),
+        "interval": np.percentile(shares[draws[:, 1] > 0], [2.5, 97.5]).tolist(),
+        "pairs": int(counts[:, 1].sum()),
+    }
 
 
 def best_of(choices: dict, exact: np.ndarray, prompts: np.ndarray, rows: np.ndarray) -> dict:
@@ -125,6 +137,11 @@ def seconds_for_16(listing: Path, repeats: int = 5) -> float:
     return float(np.median(times[1:]))
 
 
+def cell(figure: dict) -> str:
+    low, high = figure["interval"]
+    return f"{figure['mean']:.2f} ({low:.2f}-{high:.2f})"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="embedded/scenes")
@@ -149,10 +166,10 @@ def main() -> None:
     report["seconds_16_images"] = seconds_for_16(unseen)
     write_json(args.work / "report.json", report)
     for part in ("pairwise", "best_of"):
-        print(part)
+        print(f"\n{part}\n| category | {' | '.join(report[part]['all'])} |")
+        print("| --- " * (1 + len(report[part]["all"])) + "|")
         for name, figures in report[part].items():
-            shown = {k: v["mean"] if isinstance(v, dict) else v for k, v in figures.items()}
-            print(f"  {name:<12}" + "  ".join(f"{k} {v:.2f}" for k, v in shown.items()))
+            print(f"| {name} | {' | '.join(cell(figure) for figure in figures.values())} |")
     print(f"16 images, forward and backward: {report['seconds_16_images']:.3f} s")
 
 

@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from loop import LoopConfig, rank, train
+from muon import Muon
 from nar_card import write_card
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -94,9 +95,7 @@ class MuonAdamW:
             (matrices if inside else others).append(parameter)
         text = {"params": list(model.text_encoder.parameters()), "lr": text_learning_rate}
         self.parts = [
-            torch.optim.Muon(
-                matrices, lr=learning_rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"
-            ),
+            Muon(matrices, lr=learning_rate, weight_decay=0.01),
             torch.optim.AdamW(
                 [{"params": others}, text], lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01
             ),
@@ -140,8 +139,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=32, help="per process")
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--text-learning-rate", type=float, default=2e-4)
-    parser.add_argument("--width", type=int, default=192)
-    parser.add_argument("--layers", type=int, default=6)
+    parser.add_argument("--width", type=int, default=256)
+    parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--fusion", default="mean", help="mean, gate, horizontal or vertical")
     parser.add_argument("--decoding", default="wavefront", help="wavefront, raster or parallel")
     parser.add_argument("--threads", type=int, default=1)
