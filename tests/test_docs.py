@@ -14,7 +14,7 @@ from doc_blocks import PAGES, ROOT, blocks, commands, python_blocks
 from align import arguments, cli
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-NOT_OURS = {"accelerate", "cd", "cp", "docker", "git", "hf", "python3"}  # words may follow freely
+NOT_OURS = {"accelerate", "cd", "cp", "docker", "git", "hf", "tensorboard"}  # words may follow freely
 
 
 class Parsed(BaseException):
@@ -174,3 +174,23 @@ def test_paths_in_code_spans_exist():
         text = (ROOT / page).read_text(encoding="utf-8")
         for path in re.findall(r"`((?:scripts|tests|align|docs)/[\w/.-]+\.\w+)", text):
             assert (ROOT / path).exists(), f"{page}: {path}"
+
+
+def test_names_of_papers_exist():
+    """Every `align.…` in docs/papers.md can be imported."""
+    import importlib
+
+    text = (ROOT / "docs" / "papers.md").read_text(encoding="utf-8")
+    names = sorted(set(re.findall(r"`(align\.[\w.]+)`", text)))
+    assert len(names) > 30
+    for name in names:
+        parts = name.split(".")
+        for count in range(len(parts), 0, -1):
+            try:
+                found = importlib.import_module(".".join(parts[:count]))
+            except ModuleNotFoundError:
+                continue
+            for part in parts[count:]:
+                found = getattr(found, part)
+            break
+        assert callable(found) or isinstance(found, dict), name
