@@ -10,10 +10,7 @@ extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ex
 html_theme = "furo"
 html_title = "align"
 exclude_patterns = ["conf.py"]
-suppress_warnings = [
-    "misc.highlighting_failure",  # "…" stands for what is left out
-    "toc.empty_glob",  # index.md takes up whatever page it does not name
-]
+suppress_warnings = ["misc.highlighting_failure"]  # "…" stands for what is left out
 
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
@@ -21,6 +18,7 @@ nb_execution_mode = "force"  # the tutorial runs whenever the documentation is b
 nb_execution_timeout = 300
 nb_execution_raise_on_error = True
 nb_merge_streams = True
+nb_output_stderr = "remove"
 
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"

@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from align.demo import app, space
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+PINNED = ("demo", "dev", "docs")  # extras that CI installs
 
 
 @pytest.fixture(scope="module")
@@ -90,3 +92,20 @@ def test_the_image_starts_the_demo_by_a_real_command_line():
     config = parse(DemoConfig, arguments, command)
     assert (config.host, config.port) == ("0.0.0.0", 7860)
     assert f"EXPOSE {config.port}" in docker
+
+
+def test_the_citation_is_of_this_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == PROJECT["version"]
+    assert citation["license"] == PROJECT["license"]
+    for entry in (citation, *citation["references"]):
+        assert entry["title"]
+        assert all("name" in author or "family-names" in author for author in entry["authors"])
+
+
+def test_every_extra_is_pinned():
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").split("\n")[1:]
+    pinned = {canonicalize_name(line.partition("==")[0]) for line in lines if line}
+    wanted = [PROJECT["dependencies"], *map(PROJECT["optional-dependencies"].get, PINNED)]
+    names = {canonicalize_name(Requirement(line).name) for group in wanted for line in group}
+    assert names - pinned <= {PROJECT["name"]}

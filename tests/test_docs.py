@@ -14,7 +14,15 @@ from doc_blocks import PAGES, ROOT, blocks, commands, python_blocks
 from align import arguments, cli
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-NOT_OURS = {"accelerate", "cd", "cp", "docker", "git", "hf", "tensorboard"}  # words may follow freely
+NOT_OURS = {
+    "accelerate",
+    "cd",
+    "cp",
+    "docker",
+    "git",
+    "hf",
+    "tensorboard",
+}  # words may follow freely
 
 
 class Parsed(BaseException):
