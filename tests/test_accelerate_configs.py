@@ -1,5 +1,6 @@
 """The files under scripts/accelerate, read by accelerate's own classes and launcher."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -47,15 +48,13 @@ def test_processes_are_started_and_nothing_else(name, launch):
 def test_deepspeed_gets_its_file_and_leaves_accumulation_to_us(launch, monkeypatch):
     args = launch("deepspeed.yaml")
     assert args.use_deepspeed
-    args.deepspeed_fields_from_accelerate_config = ",".join(
-        ClusterConfig.from_yaml_file(str(FOLDER / "deepspeed.yaml")).deepspeed_config
-    )  # as the launcher's own next step does
+    fields = ClusterConfig.from_yaml_file(str(FOLDER / "deepspeed.yaml")).deepspeed_config
+    args.deepspeed_fields_from_accelerate_config = ",".join(fields)  # as `launch_command` does
     _, environment = prepare_deepspeed_cmd_env(args)
     assert environment["ACCELERATE_MIXED_PRECISION"] == "no"
     assert "ACCELERATE_GRADIENT_ACCUMULATION_STEPS" not in environment
-    monkeypatch.setenv(
-        "ACCELERATE_DEEPSPEED_CONFIG_FILE", environment["ACCELERATE_DEEPSPEED_CONFIG_FILE"]
-    )
+    for key in environment.keys() - os.environ.keys():
+        monkeypatch.setenv(key, environment[key])
     plugin = DeepSpeedPlugin()
     plugin.set_mixed_precision(args.mixed_precision)
     config = plugin.deepspeed_config
