@@ -24,11 +24,8 @@ from pathlib import Path
 GIB = 2**30
 # docs/recipes: the architecture and what the command line sets.
 RECIPES = {
-    "sd15-hps-16gb": ("sd15", {"preset": "alignprop-hps", "memory": "16gb", "dtype": "float16"}),
-    "sd15-hps-16gb on 12gb": (
-        "sd15", {"preset": "alignprop-hps", "memory": "12gb", "dtype": "float16"},
-    ),
-    "sdxl-24gb": ("sdxl", {"preset": "draft-1", "memory": "24gb"}),
+    "sd15-hps-16gb": ("sd15", {"preset": "alignprop-hps", "memory": "12gb", "dtype": "float16"}),
+    "sdxl-24gb": ("sdxl", {"preset": "draft-1", "memory": "16gb"}),
     "flux-24gb": (
         "flux-dev",
         {"preset": "draft-1", "memory": "24gb", "quantize": "4bit", "guidance_scale": 3.5,
