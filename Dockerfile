@@ -1,6 +1,6 @@
 # The command line and the demo for a machine with an NVIDIA GPU (or without one):
 #   docker build -t align .
-#   docker run --rm --gpus all -p 127.0.0.1:7860:7860 -v align-runs:/work/runs align
+#   docker run --rm --gpus all -p 127.0.0.1:7860:7860 -v align-runs:/data/runs align
 # The driver comes from the host (NVIDIA Container Toolkit), CUDA's libraries with PyTorch's wheel.
 FROM python:3.11-slim
 
@@ -13,10 +13,10 @@ COPY align align
 COPY demo demo
 RUN pip install --no-cache-dir --constraint constraints.txt '.[demo]' && rm -rf /source
 
-RUN useradd --create-home align && mkdir -p /work/runs && chown -R align /work
+RUN useradd --create-home align && mkdir -p /data/runs && chown -R align /data
 USER align
-WORKDIR /work
-VOLUME /work/runs
+WORKDIR /data
+VOLUME /data/runs
 EXPOSE 7860
 ENTRYPOINT ["align"]
 CMD ["demo", "--host", "0.0.0.0", "--port", "7860"]
