@@ -17,6 +17,7 @@ import gradio as gr
 from align.config import DemoConfig
 from align.demo import app, serve
 
+SLOT = "gpu"  # concurrency_id of the page's computations
 CONFIG = DemoConfig(host="0.0.0.0", port=7860)  # where a Space's proxy looks for it
 
 
@@ -26,7 +27,7 @@ def on_gpu(build: Callable[..., gr.Blocks], decorate: Callable) -> Callable[...,
     def build_page(*arguments: bool) -> gr.Blocks:
         page = build(*arguments)
         for event in page.fns.values():
-            if event.concurrency_id == app.GPU["concurrency_id"] and event.fn is not None:
+            if event.concurrency_id == SLOT and event.fn is not None:
                 event.fn = decorate(event.fn)
         return page
 

@@ -46,8 +46,8 @@ def test_every_event_of_the_slot_asks_for_a_gpu_and_no_other():
     decorated = []
 
     def decorate(function):
-        decorated.append(function)
-        return lambda *arguments: function(*arguments)
+        decorated.append(lambda *arguments: function(*arguments))
+        return decorated[-1]
 
     async def build_page():  # outside a loop Gradio opens one that nobody closes
         plain, page = app.build(), space.on_gpu(app.build, decorate)()
@@ -55,12 +55,11 @@ def test_every_event_of_the_slot_asks_for_a_gpu_and_no_other():
 
     with ThreadPoolExecutor(1) as thread:  # Playwright leaves a running loop in this one
         plain, page = thread.submit(asyncio.run, build_page()).result()
-    slots = [event.concurrency_id == app.GPU["concurrency_id"] for event in plain.fns.values()]
+    slots = [event.concurrency_id == space.SLOT for event in plain.fns.values()]
     assert any(slots)
     assert not all(slots)
     assert len(decorated) == sum(slots)
-    wrapped = [event.fn.__name__ == "<lambda>" for event in page.fns.values() if event.fn]
-    assert wrapped.count(True) == sum(slots)
+    assert [event.fn in decorated for event in page.fns.values()] == slots
 
 
 def test_the_image_copies_what_is_there_and_what_the_ignore_file_lets_in():
