@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: quickstart test check fix demo bench
+.PHONY: quickstart test check fix demo bench docs dist package
 
 quickstart: $(INSTALLED)
 	$(BIN)/align quickstart
@@ -26,6 +26,19 @@ demo: $(INSTALLED)
 
 bench: $(INSTALLED)
 	for script in scripts/bench/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+# Into build/docs; the tutorial is executed, warnings are errors.
+docs: $(INSTALLED)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,docs]'
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going -b html docs build/docs
+
+# The sdist and, from it, the wheel; setuptools comes from PyPI.
+dist: $(INSTALLED)
+	rm -rf dist
+	PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(BIN)/python -m build
+
+package: dist
+	$(BIN)/python scripts/check_package.py dist
 
 $(INSTALLED): pyproject.toml setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || { \

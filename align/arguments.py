@@ -105,6 +105,11 @@ def _tyro_message(box: str) -> str:
             parts[-1].append(line.strip(" │"))
     _, message, *hints = [" ".join(lines) for lines in parts]
     message = re.sub(r"^Error parsing \w*Config: ", "", message)
+    choice = re.fullmatch(r"invalid choice (.+) for argument '(--[\w-]+)'\. .*\((.+)\)\.", message)
+    if choice:  # tyro lists them in no order
+        value, option, allowed = choice.groups()
+        names = sorted(set(re.findall(r"'([^']+)'", allowed)) - {"None"})
+        return f"{option} is {value}; it must be one of {', '.join(names)}"
     no_number = re.fullmatch(r"Error parsing (--[\w-]+): .*(to float|for int\b.*): (.+)", message)
     if no_number:
         option, kind, value = no_number.groups()

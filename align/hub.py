@@ -16,18 +16,24 @@ FORMS = "embedded/NAME, a diffusers folder, a .safetensors or .ckpt file, or a H
 
 def pipeline_class(source: Path | str, index: dict[str, Any]) -> Any:
     """The class that a model_index.json names. Raises ValueError where it is of no known family."""
-    name = index["_class_name"]
+    name = str(index.get("_class_name"))
     if name not in FAMILIES:
         raise ValueError(f"{source} is a {name}; known pipelines: {', '.join(FAMILIES)}")
     return getattr(diffusers, name)
 
 
 def model_index(source: Path | str) -> dict[str, Any]:
-    """The model_index.json of a folder or Hub repository."""
+    """The model_index.json of a folder or Hub repository. Raises ValueError where it is damaged."""
     path = Path(source) / "model_index.json"
     if not Path(source).is_dir():
         path = Path(reach(source, hf_hub_download, str(source), path.name))
-    return json.loads(path.read_text(encoding="utf-8"))
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # no JSON, or no text
+        raise ValueError(f"{path} is damaged ({error})") from error
+    if not isinstance(index, dict):
+        raise ValueError(f"{path} is no model's index; it must be a JSON object")
+    return index
 
 
 def without_checker(kind: Any) -> dict[str, Any]:

@@ -92,7 +92,7 @@ def test_version_and_usage(capsys):
         (["generate", "a", "--guidance-scale", "x"], "it must be a number"),
         (["generate", "a", "--num-images", "0"], "num_images is 0; it must be at least 1"),
         (["generate", "a", "--num-inference-steps", "-2"], "num_inference_steps is -2"),
-        (["generate", "a", "--attention", "flash"], "Expected one of ('auto', 'xformers'"),
+        (["generate", "a", "--attention", "flash"], "one of auto, math, sdpa, xformers"),
         (["generate", "a", "--num-images"], "Missing value for argument '--num-images'"),
         (["generate", "a", "--config"], "--config needs a value"),
         (["generate", "a", "--config", "none.json"], "no configuration file none.json"),

@@ -83,7 +83,7 @@ def test_merge_writes_a_plain_pipeline(files, expected, tmp_path):
         (["mix", "none.safetensors", "none.safetensors"], "none.safetensors"),
         (["export"], "got 0 LoRAs"),
         (["export", "a"], "--model is needed"),
-        (["export", "a", "--format", "kohja"], "Expected one of"),
+        (["export", "a", "--format", "kohja"], "one of diffusers, kohya"),
         (["merge", "a", "--out", "a", "--model", "x"], "exists and is not empty"),
         (["mxi"], "needs one of: lora mix, lora export, lora merge"),
         ([], "needs one of: lora mix, lora export, lora merge"),

@@ -134,3 +134,38 @@ def test_wrong_words(folder, tmp_path):
     (tmp_path / "weights.bin").write_bytes(b"")
     with pytest.raises(ValueError, match=r"must end in .safetensors or .ckpt"):
         load_pipeline(tmp_path / "weights.bin")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "is damaged"),
+        ("[]", "must be a JSON object"),
+        ("{}", "known pipelines: StableDiffusionPipeline"),
+        (
+            '{"_class_name": ["StableDiffusionPipeline"]}',
+            "known pipelines: StableDiffusionPipeline",
+        ),
+    ],
+)
+def test_a_damaged_index_is_named(tmp_path, text, message):
+    (tmp_path / "model_index.json").write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=message) as caught:
+        load_pipeline(tmp_path)
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_a_gated_model_says_how_to_get_it():
+    import httpx
+    from huggingface_hub.errors import GatedRepoError
+
+    from align.hub import reach
+
+    def load(source):
+        request = httpx.Request("GET", f"https://huggingface.co/{source}")
+        raise GatedRepoError("401", response=httpx.Response(401, request=request))
+
+    with pytest.raises(
+        FileNotFoundError, match=r"accept its licence on https://huggingface\.co/o/m"
+    ):
+        reach("o/m", load, "o/m")

@@ -3,6 +3,7 @@
     python scripts/bench/memory.py                        # embedded model: 10 and 50 steps, K = 1
     python scripts/bench/memory.py --architecture sd15    # real architecture, 512x512, once
     python scripts/bench/memory.py --estimates            # every architecture and card, no run
+    python scripts/bench/memory.py --recipes              # the settings of docs/recipes, no run
 
 Each measurement is a process of its own. The peak is the process's largest resident memory from
 the loaded model on, less what the loaded model takes, so interpreter and libraries do not count.
@@ -21,6 +22,16 @@ import time
 from pathlib import Path
 
 GIB = 2**30
+# docs/recipes: the architecture and what the command line sets.
+RECIPES = {
+    "sd15-hps-16gb": ("sd15", {"preset": "alignprop-hps", "memory": "12gb", "dtype": "float16"}),
+    "sdxl-24gb": ("sdxl", {"preset": "draft-1", "memory": "16gb"}),
+    "flux-24gb": (
+        "flux-dev",
+        {"preset": "draft-1", "memory": "24gb", "quantize": "4bit", "guidance_scale": 3.5,
+         "num_inference_steps": 28},
+    ),
+}  # fmt: skip
 
 
 def status(field: str) -> int:
@@ -142,6 +153,19 @@ def print_estimates(names: list[str]) -> None:
             print(f"  {card}: {total}; {', '.join(changed) or 'as given'}", flush=True)
 
 
+def print_recipes() -> None:
+    """The estimate of each recipe, by part, and what --memory changes for it."""
+    from architectures import without_weights
+
+    from align.config import TrainConfig
+    from align.training import memory
+
+    for name, (architecture, changes) in RECIPES.items():
+        given = TrainConfig(model=architecture, prompts="animals", dry_run=True, **changes)
+        needs = memory.Needs(given, pipe=without_weights(architecture))
+        print(f"== {name}\n{memory.plan_text(given, *memory.plan(given, needs=needs))}", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
@@ -151,6 +175,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--estimates", action="store_true", help="plan only, for every card")
+    parser.add_argument("--recipes", action="store_true", help="plan the recipes only")
     parser.add_argument("--child", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
@@ -158,6 +183,9 @@ def main() -> None:
         return
     if args.estimates:
         print_estimates([args.architecture] if args.architecture else [])
+        return
+    if args.recipes:
+        print_recipes()
         return
     parts = estimated(args)
     print(f"estimate above the loaded model: {parts['activations']:.3f} GiB of activations")
