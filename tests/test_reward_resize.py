@@ -17,9 +17,7 @@ from align.rewards.resize import (
 
 def picture(height: int, width: int, seed: int = 0):
     """A smooth picture with some noise, [1, 3, h, w]."""
-    y, x = torch.meshgrid(
-        torch.linspace(0, 3, height), torch.linspace(0, 4, width), indexing="ij"
-    )
+    y, x = torch.meshgrid(torch.linspace(0, 3, height), torch.linspace(0, 4, width), indexing="ij")
     waves = torch.stack([torch.sin(y + x), torch.cos(2 * x), torch.sin(x * y)])
     noise = torch.rand(3, height, width, generator=torch.Generator().manual_seed(seed))
     return (0.5 + 0.35 * waves + 0.1 * (noise - 0.5))[None].clamp(0, 1)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from align.rewards.expression import Combination, Term, leaves, parse_expression, suggest
 from align.rewards.user import UserReward, load_function
+from align.rewards.weights import sharing
 
 STATISTICS = Path(__file__).parent.parent / "embedded" / "rewards" / "trust.json"
 TOLERANCE = 1e-3  # how far outside [0, 1] rounding may carry a pixel
@@ -166,7 +167,8 @@ def build_reward(
     for term in terms:
         _check_name(term, loaders, refused)
     stored = _statistics(tree, statistics)
-    functions = {term.key: _load_term(term, loaders, device) for term in terms}
+    with sharing():
+        functions = {term.key: _load_term(term, loaders, device) for term in terms}
     return Reward(tree, functions, stored, device, batch)
 
 
