@@ -8,6 +8,7 @@
 import json
 from pathlib import Path
 
+import pytest
 import torch
 from formula import weights
 from safetensors.torch import save_file
@@ -24,6 +25,8 @@ from transformers import (
     YolosConfig,
     YolosForObjectDetection,
 )
+
+from align.rewards import load_reward
 
 GOLDEN = Path(__file__).parent / "golden" / "rewards"
 PROMPTS = ("a red cube", "two dogs and a cat")
@@ -119,7 +122,7 @@ T5_WORDS = [
 T5_ROWS = len(T5_WORDS) + 5  # as published, more embeddings than words
 OWLVIT = {
     "text_config": CLIP_TEXT | {"max_position_embeddings": 40},
-    "vision_config": CLIP_VISION | {"image_size": 48, "patch_size": 16},
+    "vision_config": CLIP_VISION | {"image_size": 48, "patch_size": 12},
     "projection_dim": 32,
 }
 YOLOS = {
@@ -271,3 +274,33 @@ def save_clip_t5(folder: Path) -> None:
 
 def save_tensors(tensors: dict, path: Path) -> None:
     save_file({k: v.clone().contiguous() for k, v in tensors.items()}, path)
+
+
+NETWORKS = ("aesthetic", "aesthetic:v1", "blip-vqa", "clip", "da-score", "hps", "hps:2.0",
+            "image-reward", "pickscore", "vqascore")  # fmt: skip
+DETECTORS = ("detector", "detector:remove=dog", "detector:count=cube:2",
+             "detector:model=hustvl/yolos-tiny", "detector:present=cat;model=hustvl/yolos-tiny",
+             "detector:count=dog:3;model=hustvl/yolos-tiny")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def installed_weights(tmp_path_factory):
+    """Tiny weights of every reward where `align fetch` would put them; import it by this name."""
+    folder = install(tmp_path_factory.mktemp("weights"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ALIGN_WEIGHTS", str(folder))
+        patch.setenv("HF_HUB_CACHE", str(folder / "none"))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def loader(installed_weights):
+    """`load_reward`, each expression once."""
+    known = {}
+
+    def cached(expression: str):
+        if expression not in known:
+            known[expression] = load_reward(expression)
+        return known[expression]
+
+    return cached

@@ -132,8 +132,8 @@ def sources(name: str, argument: str | None = None) -> tuple[Source, ...]:
     if name not in PUBLISHED:
         return ()
     if argument is not None and name == "detector":
-        options = dict(part.partition("=")[::2] for part in argument.split(";"))
-        model = options.get("model")
+        parts = [part.partition("=") for part in argument.split(";")]
+        model = {key: value for key, _, value in parts}.get("model")
         key = f"detector:model={model}"
         return PUBLISHED[key] if key in PUBLISHED else _other(model, PUBLISHED["detector"])
     if name in ("blip-vqa", "clip", "da-score", "vqascore"):

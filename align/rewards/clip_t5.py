@@ -56,7 +56,7 @@ class ClipT5(nn.Module):
         """
         config = self.vision.config
         check_size(images, config.patch_size, "vqascore")
-        weight = self.projector[0].weight
+        weight = next(self.projector.parameters())
         side = config.image_size
         pixels = normalise(resize(square_pad(images.to(weight)), (side, side)))
         states = self.vision(pixels, output_hidden_states=True).hidden_states[-2]
