@@ -25,11 +25,13 @@ def run(config: FetchConfig) -> str:
     """What `align fetch` prints at its end.
 
     Raises:
-        ValueError: an unknown name; with `check`, a file that does not agree with its checksum.
+        ValueError: no name or an unknown one; with `check`, a file that has another checksum.
         FileNotFoundError: a repository that cannot be reached; with `check`, missing files.
     """
     if config.list:
         return list_text()
+    if not (config.check or config.source):
+        raise ValueError("name what to fetch, as `align fetch hps`; --list shows what there is")
     wanted = plan(config.source or tuple(PUBLISHED))
     if config.check:
         return check(wanted, only_present=not config.source)

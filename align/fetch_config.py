@@ -15,8 +15,6 @@ class FetchConfig:
     """Compare what is here with its checksums, without a network (all rewards if none is named)."""
 
     def __post_init__(self) -> None:
-        """Raise ValueError where options exclude each other, or nothing is named."""
+        """Raise ValueError where options exclude each other."""
         if self.list and (self.check or self.source):
             raise ValueError("--list takes no names and no --check")
-        if not (self.list or self.check or self.source):
-            raise ValueError("name what to fetch, as `align fetch hps`; --list shows what there is")

@@ -126,7 +126,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
                 "only files of plain tensors are allowed"
             ) from error
         raise ValueError(f"{path} is damaged or no checkpoint; fetch it again") from error
-    except (SafetensorError, RuntimeError, EOFError, ValueError, zipfile.BadZipFile) as error:
+    except (SafetensorError, RuntimeError, EOFError, ValueError, OSError) as error:
         raise ValueError(
             f"{path} is damaged, truncated or no checkpoint ({_reason(error)}); fetch it again"
         ) from error
