@@ -190,7 +190,7 @@ def test_damaged_files_and_files_with_code_are_refused(installed, tmp_path, caps
         with pytest.raises(ValueError, match=rf"{name} is damaged.*fetch it again"):
             read_checkpoint(tmp_path / name)
     torch.save({"state_dict": {"a": Bomb()}}, tmp_path / "bomb.pt")
-    (tmp_path / "bare.pt").write_bytes(pickle.dumps(Bomb()))
+    (tmp_path / "bare.pt").write_bytes(pickle.dumps(Bomb(), protocol=2))
     for name in ("bomb.pt", "bare.pt"):
         with pytest.raises(ValueError, match=rf"{name} (holds objects that would run code|is dam)"):
             read_checkpoint(tmp_path / name)

@@ -159,14 +159,17 @@ def load_model(kind: Any, folder: Path, **settings: Any) -> Any:
 
     Raises ValueError where its files are damaged or lack weights.
     """
+    from align.models import _loading_bars  # it imports diffusers
+
     try:
-        model, info = kind.from_pretrained(
-            folder,
-            dtype=torch.float32,
-            local_files_only=True,
-            output_loading_info=True,
-            **settings,
-        )
+        with _loading_bars(shown=False):
+            model, info = kind.from_pretrained(
+                folder,
+                dtype=torch.float32,
+                local_files_only=True,
+                output_loading_info=True,
+                **settings,
+            )
     except (SafetensorError, OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise ValueError(
             f"{folder} cannot be read as a {kind.__name__} ({_reason(error)}); fetch it again"
