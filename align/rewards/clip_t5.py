@@ -19,6 +19,7 @@ from transformers import (
     T5Config,
     T5ForConditionalGeneration,
 )
+from transformers.initialization import no_init_weights
 
 from align.rewards.catalogue import Source
 from align.rewards.resize import check_size, normalise, resize, square_pad
@@ -153,7 +154,8 @@ def load_clip_t5(folder: Path, words: Source, tower: Source, term: str) -> ClipT
         vision = fill(CLIPVisionModel(config), parts["vision"], folder)
     else:
         vision = load_model(CLIPVisionModel, vision_folder)
-    t5 = T5ForConditionalGeneration(T5Config(**settings))
+    with no_init_weights():  # billions of random numbers would be overwritten
+        t5 = T5ForConditionalGeneration(T5Config(**settings))
     # transformers ties the last layer to the embeddings, Flan-T5 has one of its own.
     t5.lm_head.weight = nn.Parameter(torch.empty_like(t5.lm_head.weight))
     return ClipT5(

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+from transformers.initialization import no_init_weights
 
 from align.rewards.resize import check_size, crop_to, normalise
 from align.rewards.weights import fill, load_model, read_checkpoint
@@ -113,8 +114,10 @@ def load_open_clip(path: Path) -> CLIPModel:
     """
     beside = path.parent / "open_clip_config.json"
     described = json.loads(beside.read_text()) if beside.is_file() else {"model_cfg": VIT_H_14}
-    model = CLIPModel(open_clip_config(described["model_cfg"]))
-    return fill(model, convert_open_clip(read_checkpoint(path)), path)
+    tensors = convert_open_clip(read_checkpoint(path))
+    with no_init_weights():  # a billion random numbers would be overwritten
+        model = CLIPModel(open_clip_config(described["model_cfg"]))
+    return fill(model, tensors, path)
 
 
 def open_clip_config(model: dict[str, Any]) -> CLIPConfig:
