@@ -132,6 +132,16 @@ def rewards_calibrate(args: list[str]) -> None:
     print(run(config))
 
 
+def fetch(args: list[str]) -> None:
+    """download the weights of published rewards; --list, --check"""
+    from align.fetch_config import FetchConfig
+
+    config = parse(FetchConfig, args, "fetch")
+    from align.fetch import run
+
+    print(run(config))
+
+
 def lora_mix(args: list[str]) -> None:
     """the weighted sum of LoRAs: `align lora mix A=0.3 B=-0.7`"""
     config = parse(LoraFilesConfig, args, "lora mix")
@@ -197,6 +207,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "models": models,
     "rewards": rewards,
     "rewards calibrate": rewards_calibrate,
+    "fetch": fetch,
     "nar generate": nar_generate,
     "nar train": nar_train,
     "nar tokenizer": nar_tokenizer,

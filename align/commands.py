@@ -13,6 +13,7 @@ from align.models import EMBEDDED, embedded_models, load_pipeline
 from align.prompt_words import warn_about_prompts
 from align.prompts import load_prompts
 from align.rewards import load_reward
+from align.rewards.catalogue import SETS
 from align.rewards.listing import list_rewards
 from align.run import check_folder, image_grid, log_metrics, open_run, save_image
 from align.sample import OnStep, generate
@@ -187,15 +188,19 @@ def model_table() -> str:
 def reward_table() -> str:
     """Every reward and judge that an expression can name: what, range, size, state, licence."""
     lines = [
-        f"{'name':<19}{'kind':<8}{'range':<13}{'size':>8}  {'state':<11}{'licence':<9}measures"
+        f"{'name':<19}{'kind':<8}{'range':<15}{'size':>9}  {'state':<11}{'licence':<14}measures"
     ]
     for one in list_rewards():
         kind = "judge" if one.judge_only else "reward"
-        size = f"{one.size / 1e6:.1f} MB" if one.size else "-"
+        size = f"{one.size / 1e6:.1f} MB" if one.size < 1e9 else f"{one.size / 1e9:.1f} GB"
         state = "installed" if one.installed else "missing"
-        start = f"{one.name:<19}{kind:<8}{one.range:<13}{size:>8}  {state:<11}"
-        lines.append(f"{start}{one.licence or '-':<9}{one.measures}")
-    return "\n".join([*lines, "", f"weights in {EMBEDDED / 'rewards'}"])
+        start = f"{one.name:<19}{kind:<8}{one.range:<15}{size if one.size else '-':>9}  {state:<11}"
+        lines.append(f"{start}{one.licence or '-':<14}{one.measures}")
+    lines += [f"{name:<19}{'set':<49}{text}" for name, text in SETS.items()]
+    lines += ["", f"weights of scenes-* in {EMBEDDED / 'rewards'};"]
+    return "\n".join(
+        [*lines, "`align fetch NAME` downloads those of published rewards, which say missing"]
+    )
 
 
 def _size(folder: Path) -> str:

@@ -2,7 +2,7 @@
 
 They say how to train, not what: model, reward and prompts are named beside them, for example
 `align train --preset alignprop --model stable-diffusion-v1-5/stable-diffusion-v1-5 --prompts
-animals --reward jpeg`.
+animals --reward jpeg`. Two are named after their reward, and set it where none is given.
 """
 
 from typing import Any
@@ -64,10 +64,10 @@ PRESETS: dict[str, dict[str, Any]] = {
     # AlignProp (arXiv 2310.03739), the authors' code: branch `main`, aesthetic run. The window is
     # the paper's: one tail per update, where the code draws every step by itself.
     "alignprop": _ALIGNPROP | {"grad_window": "random"},
-    "alignprop-aesthetic": _ALIGNPROP | {"grad_window": "random"},
+    "alignprop-aesthetic": _ALIGNPROP | {"grad_window": "random", "reward": "aesthetic"},
     # The same with gradient through the last step only (its `*_k1` configurations).
     "alignprop-k1": _ALIGNPROP | {"grad_window": "1"},
-    "alignprop-hps": _TRL | {"steps": 25},
+    "alignprop-hps": _TRL | {"steps": 25, "reward": "hps:2.0"},
     "trl": _TRL,
     "draft-1": _DRAFT | {"grad_window": "1"},
     "draft-lv": _DRAFT | {"grad_window": "draft-lv:2"},

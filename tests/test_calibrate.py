@@ -137,7 +137,7 @@ def test_intervals_cover_the_truth_and_constants_are_undefined():
 def test_published_weights_follow_the_rule():
     table = read_table(PUBLISHED)
     assert "2509.21227" in table["source"]
-    rewards = ["hps", "imagereward", "da-score", "vqascore"]
+    rewards = ["hps", "image-reward", "da-score", "vqascore"]
     expected = {"color": (0.39, 1.03, 1.37, 1.21), "shape": (0.96, 1.14, 1.01, 0.89),
                 "texture": (0.88, 1.07, 1.04, 1.02), "2d_spatial": (0.99, 0.95, 0.77, 1.29),
                 "non_spatial": (1.07, 1.03, 0.91, 0.99), "complex": (0.59, 0.93, 1.07, 1.40),

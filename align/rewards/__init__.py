@@ -15,12 +15,21 @@ if TYPE_CHECKING:
 __all__ = ["JUDGES", "LOADERS", "load_judge", "load_reward", "parse_expression"]
 
 LOADERS = {
+    "aesthetic": "align.rewards.aesthetic:load",
+    "blip-vqa": "align.rewards.blip_vqa:load",
+    "clip": "align.rewards.clip:load",
+    "da-score": "align.rewards.blip_vqa:load_da_score",
+    "detector": "align.rewards.detector:load",
+    "hps": "align.rewards.hps:load",
+    "image-reward": "align.rewards.image_reward:load",
     "jpeg": "align.rewards.jpeg:load",
     "jpeg-complexity": "align.rewards.jpeg:load_complexity",
+    "pickscore": "align.rewards.pickscore:load",
     "scenes-clip": "align.rewards.scenes_clip:load",
     "scenes-count": "align.rewards.scenes_count:load",
     "scenes-preference": "align.rewards.scenes_preference:load",
     "scenes-vqa": "align.rewards.scenes_vqa:load",
+    "vqascore": "align.rewards.vqascore:load",
 }
 
 # Judges only measure: training on what also judges would make the measurement worthless.

@@ -70,6 +70,30 @@ def format_expression(node: Term | Combination) -> str:
     return ",".join(parts) if node.kind == "sum" else f"{node.kind}({','.join(parts)})"
 
 
+def expand(node: Combination, sets: dict[str, str]) -> Combination:
+    """The tree with the names of sets (`carinox`) replaced by what they stand for.
+
+    A set's terms join the sum or `z(...)` that it stands in, each with its weight times the set's.
+
+    Raises:
+        ValueError: a set with an argument, or within min or product, which take single terms.
+    """
+    items: list[tuple[Term | Combination, float]] = []
+    for part, weight in node.items:
+        if isinstance(part, Combination):
+            items.append((expand(part, sets), weight))
+        elif part.name not in sets:
+            items.append((part, weight))
+        elif part.argument is not None:
+            raise ValueError(f"{part.key}: the set {part.name} takes no argument")
+        elif node.kind not in ("sum", "z"):
+            raise ValueError(f"{node.kind}({part.name}): a set stands in a sum or in z(...)")
+        else:
+            inner = parse_expression(sets[part.name]).items
+            items += [(term, weight * own) for term, own in inner]
+    return Combination(node.kind, tuple(items))
+
+
 def suggest(name: str, known) -> str:
     """`": did you mean a or b?"` for the nearest known names, else a list of all of them."""
     near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)

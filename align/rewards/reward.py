@@ -10,8 +10,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from align.rewards.expression import Combination, Term, leaves, parse_expression, suggest
+from align.rewards.catalogue import SETS
+from align.rewards.expression import Combination, Term, expand, leaves, parse_expression, suggest
 from align.rewards.user import UserReward, load_function
+from align.rewards.weights import sharing
 
 STATISTICS = Path(__file__).parent.parent / "embedded" / "rewards" / "trust.json"
 TOLERANCE = 1e-3  # how far outside [0, 1] rounding may carry a pixel
@@ -161,12 +163,13 @@ def build_reward(
         name = getattr(reward, "__name__", type(reward).__name__)
         tree = Combination("sum", ((Term(name), 1.0),))
         return Reward(tree, {name: UserReward(reward, name)}, {}, device, batch)
-    tree = parse_expression(reward)
+    tree = expand(parse_expression(reward), SETS)
     terms = leaves(tree)
     for term in terms:
         _check_name(term, loaders, refused)
     stored = _statistics(tree, statistics)
-    functions = {term.key: _load_term(term, loaders, device) for term in terms}
+    with sharing():
+        functions = {term.key: _load_term(term, loaders, device) for term in terms}
     return Reward(tree, functions, stored, device, batch)
 
 
@@ -176,7 +179,7 @@ def _check_name(term: Term, loaders: dict[str, str], refused) -> None:
             f"{term.name!r} is a judge, not a training signal: use it as --judge, never as --reward"
         )
     if not term.name.endswith(".py") and term.name not in loaders:
-        raise ValueError(f"unknown reward {term.name!r}: {suggest(term.name, loaders)}")
+        raise ValueError(f"unknown reward {term.name!r}: {suggest(term.name, [*loaders, *SETS])}")
 
 
 def _load_term(term: Term, loaders: dict[str, str], device) -> Callable[..., Any]:
