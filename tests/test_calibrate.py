@@ -17,8 +17,8 @@ from align.trust import (
     choose,
     pairwise_accuracy,
     propose,
-    weigh,
     read_table,
+    weigh,
 )
 
 REWARDS = """
