@@ -186,6 +186,19 @@ def nar_tokenizer(args: list[str]) -> None:
     print(train_tokenizer(config))
 
 
+def nar_align(args: list[str]) -> None:
+    """raise a reward on a NAR model: GRPO or DPO with a LoRA"""
+    from align.nar.config import NarAlignConfig
+
+    config = parse(NarAlignConfig, args, "nar align")
+    from align.nar.alignment import align_nar
+    from align.training.report import summary
+
+    folder = align_nar(config).out
+    if os.environ.get("RANK", "0") == "0":  # one of several processes speaks
+        print(summary(folder))
+
+
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "quickstart": quickstart,
     "train": train,
@@ -200,6 +213,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "nar generate": nar_generate,
     "nar train": nar_train,
     "nar tokenizer": nar_tokenizer,
+    "nar align": nar_align,
     "lora mix": lora_mix,
     "lora export": lora_export,
     "lora merge": lora_merge,

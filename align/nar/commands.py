@@ -9,8 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from align.models import _loading_bars, torch_device, torch_dtype
 from align.nar.config import NarGenerateConfig, parse_grid
+from align.nar.load import load_nar_pipeline as load_nar_pipeline
 from align.nar.pipeline import NARPipeline
 from align.prompts import load_prompts
 from align.rewards import load_reward
@@ -27,33 +27,6 @@ class Drawn:
     images: Float[Tensor, "b 3 h w"]
     seeds: list[int]
     scores: dict[str, Tensor]
-
-
-def load_nar_pipeline(
-    model: str, device: str | None = None, dtype: str | None = None
-) -> NARPipeline:
-    """A NAR pipeline from embedded/NAME, a folder, a training run or a Hub id, ready to draw.
-
-    Raises FileNotFoundError or ValueError for what is none.
-    """
-    target = torch_device(device)
-    precision = torch_dtype(dtype)
-    if precision is None:
-        precision = torch.float32 if target.type == "cpu" else torch.bfloat16
-    folder = Path(model).expanduser()
-    if (folder / "pipeline").is_dir():
-        folder = folder / "pipeline"
-    if folder.is_dir():
-        index = folder / "model_index.json"
-        if not index.is_file() or '"NARPipeline"' not in index.read_text(encoding="utf-8"):
-            raise ValueError(f"{folder} is no NAR pipeline: its model_index.json names none")
-    elif model.count("/") != 1 or model.startswith((".", "/", "~")):
-        raise FileNotFoundError(f"there is no model {model!r}: embedded/NAME, a folder or a Hub id")
-    source = str(folder) if folder.is_dir() else model
-    with _loading_bars(shown=not folder.is_dir() and not model.startswith("embedded/")):
-        pipe = NARPipeline.from_pretrained(source, dtype=precision).to(target)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 def draw(
@@ -111,7 +84,7 @@ def generate_nar(config: NarGenerateConfig) -> Path:
     """
     check_folder(config.out, config.overwrite)
     reward = load_reward(config.reward, config.device) if config.reward else None
-    pipe = load_nar_pipeline(config.model, config.device, config.dtype)
+    pipe = load_nar_pipeline(config.model, config.device, config.dtype, config.lora)
     conditions, metadata = _conditions(config, pipe)
     if config.compile:
         pipe.transformer.compile_repeated_blocks(dynamic=True)
@@ -190,6 +163,7 @@ def _save(
             prompt=condition,
             seed=drawn.seeds[row],
             model=config.model,
+            lora=config.lora,
             **settings,
         )
         record = {"image": name, "prompt": condition, "seed": drawn.seeds[row]}

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from align.checks import check, imply_out
+from align.nar.align_config import NarAlignConfig as NarAlignConfig
 
 Precision = Literal["no", "bf16", "fp16"]
 
@@ -28,6 +29,8 @@ class NarGenerateConfig:
     """Class names or numbers (class-conditional models)."""
     model: str = "embedded/nar-scenes"
     """embedded/NAME or a pipeline's folder."""
+    lora: tuple[str, ...] = ()
+    """A LoRA of `align nar align` (a file, folder, run or Hub id), optionally =WEIGHT."""
     num_images: int = 1
     """Images per prompt or class."""
     best_of: int = 1

@@ -28,7 +28,7 @@ from align.models import torch_device
 from align.nar.config import NarTokenizerConfig, NarTrainConfig
 from align.precision import fast_bfloat16
 from align.run import log_metrics, open_run
-from align.train import _stop_signals as stop_signals
+from align.train import stop_signals
 from align.training.checkpoints import drop_metrics_after, list_checkpoints
 from align.training.update import Diverged, Interrupted
 

@@ -1,6 +1,6 @@
 """`NARPipeline`: token transformer, image tokenizer and text encoder as a diffusers pipeline."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,6 +91,16 @@ class NARPipeline(DiffusionPipeline):
             name, kwargs = str(folder), {"dtype": torch.float32, **kwargs}
         return super().from_pretrained(name, **kwargs)
 
+    def load_lora(self, loras: str | Sequence[str]) -> None:
+        """Add the weighted sum of LoRAs to the weights: files, folders, runs or Hub ids, =WEIGHT.
+
+        Raises FileNotFoundError where one is missing, ValueError where it fits another model.
+        """
+        from align.lora import load_lora, merge_lora  # peft takes a second to import
+
+        load_lora(self, loras)
+        merge_lora(self)
+
     # --- conditions ----------------------------------------------------------------------------
 
     def class_ids(self, class_labels: int | str | list[int | str]) -> list[int]:
@@ -120,9 +130,10 @@ class NARPipeline(DiffusionPipeline):
             self.transformer.config.use_condition_mask,
         )
 
-    def _condition(
+    def conditions(
         self, prompt: Any, class_labels: Any, copies: int
     ) -> tuple[Tensor, Tensor | None]:
+        """What the transformer reads of prompts or labels, each `copies` times, and its mask."""
         wants_text = self.transformer.config.condition == "text"
         if wants_text and (prompt is None or class_labels is not None):
             raise ValueError("this model is text-conditional: give `prompt`, not `class_labels`")
@@ -166,7 +177,7 @@ class NARPipeline(DiffusionPipeline):
         config = self.scheduler.config
         changed = {key: value for key, value in changed.items() if value is not None}
         scheduler: Any = NARScheduler.from_config(config, **changed)
-        condition, mask = self._condition(prompt, class_labels, num_images_per_prompt)
+        condition, mask = self.conditions(prompt, class_labels, num_images_per_prompt)
         batch, count = len(condition), self.transformer.order.num_tokens
         if given_ids is not None:
             given_ids = given_ids.to(condition.device).expand(batch, -1)
