@@ -9,6 +9,9 @@ import torch
 
 from align.models import EMBEDDED, _loading_bars, torch_device, torch_dtype
 from align.nar.pipeline import NARPipeline
+from align.nar.video_pipeline import NARVideoPipeline
+
+KINDS = {kind.__name__: kind for kind in (NARPipeline, NARVideoPipeline)}
 
 
 def load_nar_pipeline(
@@ -61,7 +64,7 @@ def find_nar_model(model: str) -> tuple[Path | str, Any]:
         return model, NARPipeline
     index = folder / "model_index.json"
     name = json.loads(index.read_text(encoding="utf-8"))["_class_name"] if index.is_file() else None
-    if name != NARPipeline.__name__:
+    if name not in KINDS:
         found = f"is a {name}" if name else "has no model_index.json"
         raise ValueError(f"{folder} is no NAR pipeline: it {found}")
-    return folder, NARPipeline
+    return folder, KINDS[name]
