@@ -203,7 +203,7 @@ def _finish(session: Run, card: Callable[[Any, dict[str, Any]], str]) -> TrainRe
 def _save(session: Run) -> None:
     """The LoRA, its moving average and a checkpoint; on the main process."""
     save_checkpoint(session)
-    save_lora(session.pipe, session.folder / "lora")
+    save_lora(session.pipe, session.folder / "lora", session.lora_metadata)
     if session.ema is not None:
         session.ema.store(session.parameters)
         session.ema.copy_to(session.parameters)

@@ -4,6 +4,7 @@ Judging, checkpoints, pictures and reports are those of `align.train`; here is w
 an update's images are drawn, scored and turned into a loss (`align.nar.policy`).
 """
 
+import json
 import math
 import time
 from collections.abc import Callable
@@ -27,6 +28,7 @@ from align.nar.generate import generate_ids
 from align.nar.layers import lay_out_for_decoding
 from align.nar.load import load_nar_pipeline
 from align.nar.losses import inner_update
+from align.nar.pipeline import POLICY_KEY
 from align.prompts import PromptSet, default_prompts, draw_prompts, load_prompts
 from align.rewards import load_reward
 from align.run import check_folder, open_run
@@ -65,6 +67,11 @@ class NarSession:
     def together(self) -> bool:
         """Every process holds the whole model, so one can draw alone."""
         return False
+
+    @property
+    def lora_metadata(self) -> dict[str, str]:
+        """The settings that make sampling the trained policy, for whoever loads the LoRA."""
+        return {POLICY_KEY: json.dumps(self.picture_settings | {"top_k": 0, "top_p": 1.0})}
 
     @property
     def picture_settings(self) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """`NARPipeline`: token transformer, image tokenizer and text encoder as a diffusers pipeline."""
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from align.nar.checks import check_fit
 from align.nar.generate import Wavefront, decode
 from align.nar.llamagen import LlamaGenTokenizer
 from align.nar.model import NARTransformer2DModel
@@ -20,6 +22,7 @@ from align.nar.scheduler import NARScheduler, draw_uniforms
 from align.nar.text import encode_texts
 from align.nar.tokenizer import ImageTokenizer
 
+POLICY_KEY = "nar_policy"  # in a LoRA's metadata: the sampling it was trained for, as JSON
 OUTPUT_TYPES = ("pil", "pt", "np", "latent")
 Generators = torch.Generator | list[torch.Generator] | None
 
@@ -94,12 +97,20 @@ class NARPipeline(DiffusionPipeline):
     def load_lora(self, loras: str | Sequence[str]) -> None:
         """Add the weighted sum of LoRAs to the weights: files, folders, runs or Hub ids, =WEIGHT.
 
+        The scheduler's settings become those of the policy that the last of them was trained as.
+
         Raises FileNotFoundError where one is missing, ValueError where it fits another model.
         """
         from align.lora import load_lora, merge_lora  # peft takes a second to import
+        from align.lora_files import find_lora, parse_lora, read_tensors
 
         load_lora(self, loras)
         merge_lora(self)
+        for source in [loras] if isinstance(loras, str) else loras:
+            _, metadata = read_tensors(find_lora(parse_lora(source)[0]))
+            if POLICY_KEY in metadata:
+                policy = json.loads(metadata[POLICY_KEY])
+                self.scheduler = NARScheduler.from_config(self.scheduler.config, **policy)
 
     # --- conditions ----------------------------------------------------------------------------
 
@@ -280,20 +291,3 @@ class NARPipeline(DiffusionPipeline):
             return images
         array = images.permute(0, 2, 3, 1).cpu().numpy()
         return array if output_type == "np" else VaeImageProcessor.numpy_to_pil(array)
-
-
-def check_fit(
-    transformer: NARTransformer2DModel, image_tokenizer: ImageTokenizer | LlamaGenTokenizer
-) -> None:
-    """ValueError unless the token grids and codebooks of the two agree."""
-    if tuple(transformer.grid_shape) != tuple(image_tokenizer.grid_shape):
-        raise ValueError(
-            f"the transformer's grid {tuple(transformer.grid_shape)} does not match the image "
-            f"tokenizer's {tuple(image_tokenizer.grid_shape)}"
-        )
-    codes = image_tokenizer.codebook_size
-    if transformer.config.vocab_size != codes:
-        raise ValueError(
-            f"the transformer predicts {transformer.config.vocab_size} codes, the image "
-            f"tokenizer has {codes}"
-        )

@@ -69,7 +69,7 @@ class HeldOutJudge:
         if "score" not in best or score > best["score"]:
             best |= {"score": score, "step": session.done, "since": 0}
             if session.accelerator.is_main_process:
-                save_lora(session.pipe, session.folder / "lora-best")
+                save_lora(session.pipe, session.folder / "lora-best", session.lora_metadata)
         else:
             best["since"] += 1
         record = {

@@ -45,6 +45,11 @@ class Run(Protocol):
         """What a PNG says of how it was drawn."""
         ...
 
+    @property
+    def lora_metadata(self) -> dict[str, str] | None:
+        """What the LoRA's file says beside its weights."""
+        ...
+
     def draw(self, prompts: list[str], seeds: list[int]) -> Float[Tensor, "b 3 h w"]:
         """Images of the present model, one per prompt, each from its seed."""
         ...

@@ -68,6 +68,7 @@ class Session:
     """Updates finished."""
     saved: int = -1
     """The step of the newest checkpoint."""
+    lora_metadata: dict[str, str] | None = None
     course: dict[str, Any] = field(default_factory=dict)
     """What a resumed run has to know: the base's `pictures` scores, and the judge's figures of
     the base (`base`) with `score`, `step` and `since` (judgments without a better one) of the best.

@@ -224,3 +224,11 @@ def test_a_score_that_is_not_finite_ends_the_run_and_keeps_what_was_reached(tmp_
         run(tmp_path, reward=breaks, steps=9)
     assert (tmp_path / "run/checkpoints/step-2").is_dir()
     assert (tmp_path / "run/lora" / LORA).is_file()
+
+
+def test_sampling_is_that_of_the_policy_after_loading(tmp_path):
+    tiny_pipe().save_pretrained(tmp_path / "model")
+    result, _ = run(tmp_path, steps=1, temperature=0.8, guidance_scale=1.5)
+    pipe = load_nar_pipeline(str(tmp_path / "model"), "cpu", lora=str(result.out))
+    config = pipe.scheduler.config
+    assert (config.temperature, config.guidance_scale, config.top_k) == (0.8, 1.5, 0)
