@@ -23,6 +23,7 @@ from align.config import (
     QuickstartConfig,
     TrainConfig,
 )
+from align.nar import cli as nar
 
 INPUT_ERRORS = (ValueError, TypeError, FileNotFoundError)
 
@@ -156,49 +157,6 @@ def lora_merge(args: list[str]) -> None:
     print(merge_into_model(config))
 
 
-def nar_generate(args: list[str]) -> None:
-    """pictures by neighboring-autoregressive decoding"""
-    from align.nar.config import NarGenerateConfig
-
-    config = parse(NarGenerateConfig, args, "nar generate")
-    from align.nar.commands import generate_nar
-
-    print(generate_nar(config))
-
-
-def nar_train(args: list[str]) -> None:
-    """a neighboring-autoregressive model of one's own pictures"""
-    from align.nar.config import NarTrainConfig
-
-    config = parse(NarTrainConfig, args, "nar train")
-    from align.nar.train import train_nar
-
-    print(train_nar(config))
-
-
-def nar_tokenizer(args: list[str]) -> None:
-    """an image tokenizer of one's own pictures"""
-    from align.nar.config import NarTokenizerConfig
-
-    config = parse(NarTokenizerConfig, args, "nar tokenizer")
-    from align.nar.train_tokenizer import train_tokenizer
-
-    print(train_tokenizer(config))
-
-
-def nar_align(args: list[str]) -> None:
-    """raise a reward on a NAR model: GRPO or DPO with a LoRA"""
-    from align.nar.config import NarAlignConfig
-
-    config = parse(NarAlignConfig, args, "nar align")
-    from align.nar.alignment import align_nar
-    from align.training.report import summary
-
-    folder = align_nar(config).out
-    if os.environ.get("RANK", "0") == "0":  # one of several processes speaks
-        print(summary(folder))
-
-
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "quickstart": quickstart,
     "train": train,
@@ -210,10 +168,11 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "models": models,
     "rewards": rewards,
     "rewards calibrate": rewards_calibrate,
-    "nar generate": nar_generate,
-    "nar train": nar_train,
-    "nar tokenizer": nar_tokenizer,
-    "nar align": nar_align,
+    "nar generate": nar.nar_generate,
+    "nar train": nar.nar_train,
+    "nar tokenizer": nar.nar_tokenizer,
+    "nar align": nar.nar_align,
+    "nar convert": nar.nar_convert,
     "lora mix": lora_mix,
     "lora export": lora_export,
     "lora merge": lora_merge,

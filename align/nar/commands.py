@@ -162,7 +162,8 @@ def _check_clip(config: NarGenerateConfig, pipe: Any) -> None:
         check_format(config.clip_format)
         pipe.check_size(**sizes)
         return
-    own = dict(zip(("height", "width"), pipe.image_tokenizer.config.image_size, strict=True))
+    high, wide = pipe.image_tokenizer.config.image_size
+    own: dict[str, int] = {"height": high, "width": wide}
     for name, asked in sizes.items():
         if asked is not None and asked != own.get(name):
             known = f"{own['height']}x{own['width']} pixels"

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from align.checks import check, imply_out
 from align.nar.align_config import NarAlignConfig as NarAlignConfig
+from align.nar.convert_config import NarConvertConfig as NarConvertConfig
 
 Precision = Literal["no", "bf16", "fp16"]
 

@@ -110,7 +110,8 @@ class NARPipeline(DiffusionPipeline):
             _, metadata = read_tensors(find_lora(parse_lora(source)[0]))
             if POLICY_KEY in metadata:
                 policy = json.loads(metadata[POLICY_KEY])
-                self.scheduler = NARScheduler.from_config(self.scheduler.config, **policy)
+                scheduler: Any = NARScheduler.from_config(self.scheduler.config, **policy)
+                self.scheduler = scheduler
 
     # --- conditions ----------------------------------------------------------------------------
 

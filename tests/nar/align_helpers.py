@@ -15,7 +15,7 @@ SMALL = {
 }  # fmt: skip
 
 
-def tiny_pipe(text: bool = True, **changes) -> NARPipeline:
+def tiny_pipe(text: bool = True, image_size=(8, 12), **changes) -> NARPipeline:
     """6 tokens of 9 codes; text-conditional, or of the classes cat and dog."""
     settings = {
         "grid_shape": (2, 3), "vocab_size": 9, "width": 16, "num_layers": 1, "num_heads": 2,
@@ -31,7 +31,9 @@ def tiny_pipe(text: bool = True, **changes) -> NARPipeline:
     for parameter in model.parameters():
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=0.3)
-    tokenizer = ImageTokenizer(image_size=(8, 12), widths=(8, 8, 8), blocks=1, levels=(3, 3))
+    patch = image_size[0] // model.grid_shape[0]
+    widths = (8,) * patch.bit_length()  # each after the first halves the picture
+    tokenizer = ImageTokenizer(image_size=image_size, widths=widths, blocks=1, levels=(3, 3))
     for parameter in tokenizer.decoder.parameters():  # so that pictures depend on their codes
         torch.nn.init.normal_(parameter, std=0.5)
     pipe = NARPipeline(model, tokenizer.eval(), NARScheduler(), words, encoder, labels)
