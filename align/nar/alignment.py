@@ -150,6 +150,7 @@ def open_session(config: NarAlignConfig, *, reward: Any = None, pipe: Any = None
         num_training_steps=config.steps,
     )
     folder = [""]
+    accelerator.wait_for_everyone()  # or a slower process finds the folder in use
     if accelerator.is_main_process:
         made = open_run(config.out, config, config.overwrite, config.resume, command="nar align")
         folder = [str(made)]

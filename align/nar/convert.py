@@ -115,9 +115,9 @@ def convert_nar(config: NarConvertConfig) -> Path:
     return folder / "pipeline"
 
 
-def make_groups(config: NarConvertConfig, trained: nn.Module) -> list[dict]:
+def make_groups(config: NarConvertConfig, trained: Trained) -> list[dict]:
     """Parameter groups: what is new, and the trunk at its own learning rate."""
-    layers = trained.transformer.config.num_layers  # pyright: ignore
+    layers = trained.transformer.config.num_layers
     groups = []
     for scale, wanted in ((1.0, True), (config.trunk_scale, False)):
         part = nn.ParameterList(
@@ -130,9 +130,9 @@ def make_groups(config: NarConvertConfig, trained: nn.Module) -> list[dict]:
 def set_stage(config: NarConvertConfig, fit: Fit) -> None:
     """Freeze the trunk in the first share of the updates, thaw it after."""
     frozen = fit.done < config.frozen_share * config.steps
-    layers = fit.plain.transformer.config.num_layers  # pyright: ignore
-    for name, parameter in fit.plain.named_parameters():
-        parameter.requires_grad_(is_new(name, layers) or not frozen)
+    trained: Any = fit.plain
+    for name, parameter in trained.named_parameters():
+        parameter.requires_grad_(is_new(name, trained.transformer.config.num_layers) or not frozen)
 
 
 def load_raster(config: NarConvertConfig) -> NARPipeline:
@@ -159,9 +159,8 @@ def load_raster(config: NarConvertConfig) -> NARPipeline:
 
 def with_transformer(pipe: NARPipeline, transformer: NARTransformer2DModel) -> NARPipeline:
     """The same pipeline around another transformer."""
-    return NARPipeline(
-        **dict(pipe.components) | {"transformer": transformer}, id2label=labels(pipe)
-    )
+    parts: dict[str, Any] = {**pipe.components, "transformer": transformer}
+    return NARPipeline(**parts, id2label=labels(pipe))
 
 
 def labels(pipe: NARPipeline) -> dict[int, str] | None:

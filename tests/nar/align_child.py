@@ -1,4 +1,6 @@
-"""`align_child.py FOLDER STEPS`, for both methods: aligns FOLDER/METHOD/whole in one go and
+"""`align_child.py run FOLDER METHOD` aligns once, under torchrun with all its processes.
+
+`align_child.py kill FOLDER STEPS`, for both methods: aligns FOLDER/METHOD/whole in one go and
 FOLDER/METHOD/killed with a SIGKILL after its first checkpoint, resumed to the end.
 Prints whether the kills came in time."""
 
@@ -42,5 +44,8 @@ def killed(folder: Path, method: str, steps: int) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    for name in ("grpo", "dpo"):
-        killed(Path(sys.argv[1]) / name, name, int(sys.argv[2]))
+    if sys.argv[1] == "run":
+        run(Path(sys.argv[2]), method=sys.argv[3], **SETTINGS)
+    else:
+        for name in ("grpo", "dpo"):
+            killed(Path(sys.argv[2]) / name, name, int(sys.argv[3]))

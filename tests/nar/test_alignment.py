@@ -1,6 +1,7 @@
 """`align nar align` as a whole: it raises the reward, resumes bit for bit, and refuses nonsense."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +28,7 @@ from tests.nar.align_helpers import (
     weights,
 )
 
+CHILD = Path(__file__).with_name("align_child.py")
 LORA = "pytorch_lora_weights.safetensors"
 
 
@@ -79,9 +81,8 @@ def test_the_divergence_holds_the_policy_back(tmp_path):
 
 
 def test_killed_and_resumed_is_bit_exact(tmp_path):
-    child = Path(__file__).with_name("align_child.py")
     done = subprocess.run(
-        [sys.executable, str(child), str(tmp_path), "6"],
+        [sys.executable, str(CHILD), "kill", str(tmp_path), "6"],
         capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -94,6 +95,24 @@ def test_killed_and_resumed_is_bit_exact(tmp_path):
             assert torch.equal(tensor, killed[name]), name
         for one, other in zip(*map(read_metrics, runs), strict=True):
             assert one | {"seconds": 0} == other | {"seconds": 0}
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_does(tmp_path):
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [sys.executable, *launch, str(CHILD), "run", str(tmp_path / "two"), "grpo"],
+        capture_output=True, text=True, timeout=300,
+        env=os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    settings = {"checkpoint_every": 1, "inner_updates": 2, "learning_rate": 0.01}
+    run(tmp_path / "one", method="grpo", warmup_steps=2, **settings)
+    one, two = (load_file(tmp_path / name / "run/lora" / LORA) for name in ("one", "two"))
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, atol=2e-4, rtol=1e-3)
+    rewards = [[r["reward"] for r in read_metrics(tmp_path / n / "run")] for n in ("one", "two")]
+    assert rewards[0] == pytest.approx(rewards[1], rel=1e-5)
 
 
 def test_images_depend_on_their_index_alone(tmp_path):
