@@ -23,6 +23,7 @@ from align.config import (
     QuickstartConfig,
     TrainConfig,
 )
+from align.nar import cli as nar
 
 INPUT_ERRORS = (ValueError, TypeError, FileNotFoundError)
 
@@ -166,36 +167,6 @@ def lora_merge(args: list[str]) -> None:
     print(merge_into_model(config))
 
 
-def nar_generate(args: list[str]) -> None:
-    """pictures by neighboring-autoregressive decoding"""
-    from align.nar.config import NarGenerateConfig
-
-    config = parse(NarGenerateConfig, args, "nar generate")
-    from align.nar.commands import generate_nar
-
-    print(generate_nar(config))
-
-
-def nar_train(args: list[str]) -> None:
-    """a neighboring-autoregressive model of one's own pictures"""
-    from align.nar.config import NarTrainConfig
-
-    config = parse(NarTrainConfig, args, "nar train")
-    from align.nar.train import train_nar
-
-    print(train_nar(config))
-
-
-def nar_tokenizer(args: list[str]) -> None:
-    """an image tokenizer of one's own pictures"""
-    from align.nar.config import NarTokenizerConfig
-
-    config = parse(NarTokenizerConfig, args, "nar tokenizer")
-    from align.nar.train_tokenizer import train_tokenizer
-
-    print(train_tokenizer(config))
-
-
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "quickstart": quickstart,
     "train": train,
@@ -208,9 +179,11 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "rewards": rewards,
     "rewards calibrate": rewards_calibrate,
     "fetch": fetch,
-    "nar generate": nar_generate,
-    "nar train": nar_train,
-    "nar tokenizer": nar_tokenizer,
+    "nar generate": nar.nar_generate,
+    "nar train": nar.nar_train,
+    "nar tokenizer": nar.nar_tokenizer,
+    "nar align": nar.nar_align,
+    "nar convert": nar.nar_convert,
     "lora mix": lora_mix,
     "lora export": lora_export,
     "lora merge": lora_merge,

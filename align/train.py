@@ -29,12 +29,14 @@ from align.training.checkpoints import (
 )
 from align.training.judge import HeldOutJudge
 from align.training.pictures import score_pictures
-from align.training.report import write_report
-from align.training.session import Session, open_session, start_trackers
+from align.training.report import model_card, write_report
+from align.training.runs import Run, start_trackers
+from align.training.session import open_session
 from align.training.update import Diverged, Interrupted, train_step
 
 log = logging.getLogger(__name__)
 OnStep = Callable[[dict[str, Any]], object]
+Step = Callable[[int], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -70,32 +72,50 @@ def train(
     if config.dry_run:
         raise ValueError("dry_run trains nothing; call align.training.memory.plan")
     refuse_other_run(config)
-    with _stop_signals() as stop_asked, _clear_memory_errors():
+    with stop_signals() as stop_asked, clear_memory_errors():
         if config.memory and pipe is None:
             from align.training.memory import plan  # it imports what only planning needs
 
             config, _ = plan(config)
         judge = HeldOutJudge(config) if config.judge else None
         session = open_session(config, reward=reward, pipe=pipe)
-        try:
-            _begin(session, judge)
-            _fit(session, judge, stop_asked, on_step)
-            return _finish(session)
-        finally:
-            session.accelerator.end_training()
+        if config.cache_embeddings:
+            session.embed.keep([*session.prompts.prompts, *(judge.prompts if judge else ())])
+
+        def step(update: int) -> dict[str, Any]:
+            return train_step(session, update, stop_asked)
+
+        return carry_out(session, judge, step, model_card, on_step)
 
 
-def _begin(session: Session, judge: HeldOutJudge | None) -> None:
+def carry_out(
+    session: Run,
+    judge: HeldOutJudge | None,
+    step: Step,
+    card: Callable[[Any, dict[str, Any]], str],
+    on_step: OnStep | None = None,
+) -> TrainResult:
+    """A whole run of any kind of model: resume, updates by `step(number)`, judge, save, report.
+
+    `step` returns the update's record; `card(config, report)` is the text of the LoRA's card.
+    """
+    try:
+        _begin(session, judge)
+        _fit(session, judge, step, on_step)
+        return _finish(session, card)
+    finally:
+        session.accelerator.end_training()
+
+
+def _begin(session: Run, judge: HeldOutJudge | None) -> None:
     """Resume if asked; else draw and judge the model as it is."""
     if session.config.resume is not None and resume(session):
         log.info("resumed at step %d of %d", session.done, session.config.steps)
     main, course = session.accelerator.is_main_process, session.course
-    if session.config.cache_embeddings:
-        session.embed.keep([*session.prompts.prompts, *(judge.prompts if judge else ())])
     if main:
         drop_metrics_after(session.folder, session.done)
     start_trackers(session)
-    everyone = main or session.config.shard  # sharded, no process can draw alone
+    everyone = main or session.together  # sharded, no process can draw alone
     if "pictures" not in course and (everyone or session.scale is not None):
         terms = score_pictures(session, "before" if main else None)
         course["pictures"] = {name: scores.mean().item() for name, scores in terms.items()}
@@ -105,18 +125,13 @@ def _begin(session: Session, judge: HeldOutJudge | None) -> None:
         judge(session)
 
 
-def _fit(
-    session: Session,
-    judge: HeldOutJudge | None,
-    stop_asked: Callable[[], bool],
-    on_step: OnStep | None,
-) -> None:
+def _fit(session: Run, judge: HeldOutJudge | None, step: Step, on_step: OnStep | None) -> None:
     """The updates. Whatever ends them, what has been reached is saved."""
     c, main, started = session.config, session.accelerator.is_main_process, time.monotonic()
     bar = tqdm(total=c.steps, initial=session.done, unit="step", disable=not main)
     try:
         while session.done < c.steps:
-            record = train_step(session, session.done, stop_asked)
+            record = step(session.done)
             session.done += 1
             record |= _look(session, judge)
             ended = judge is not None and judge.gave_up(session)
@@ -145,11 +160,11 @@ def _fit(
         bar.close()
 
 
-def _look(session: Session, judge: HeldOutJudge | None) -> dict[str, Any]:
+def _look(session: Run, judge: HeldOutJudge | None) -> dict[str, Any]:
     """Pictures and judgment where they are due after this update, for its record."""
     c, record = session.config, {}
     main = session.accelerator.is_main_process
-    if _due(session, c.sample_every) and (main or c.shard):
+    if _due(session, c.sample_every) and (main or session.together):
         terms = score_pictures(session, f"step-{session.done:05d}" if main else None)
         record["pictures"] = {name: scores.mean().item() for name, scores in terms.items()}
     if judge is not None and (_due(session, c.judge_every) or session.done == c.steps):
@@ -159,7 +174,7 @@ def _look(session: Session, judge: HeldOutJudge | None) -> dict[str, Any]:
     return record
 
 
-def _log(session: Session, record: dict[str, Any]) -> None:
+def _log(session: Run, record: dict[str, Any]) -> None:
     """Append an update's record to metrics.jsonl and the tracker's curves."""
     log_metrics(session.folder, **record)
     curves = {k: v for k, v in record.items() if isinstance(v, float)}
@@ -168,16 +183,14 @@ def _log(session: Session, record: dict[str, Any]) -> None:
     session.accelerator.log(curves, step=session.done)
 
 
-def _finish(session: Session) -> TrainResult:
+def _finish(session: Run, card: Callable[[Any, dict[str, Any]], str]) -> TrainResult:
     """Save everything, draw the last pictures and write the report."""
     main = session.accelerator.is_main_process
-    terms = (
-        score_pictures(session, "after" if main else None) if main or session.config.shard else {}
-    )
+    terms = score_pictures(session, "after" if main else None) if main or session.together else {}
     if main:
         after = {name: scores.mean().item() for name, scores in terms.items()}
         _save(session)
-        write_report(session, after)
+        write_report(session, after, card)
     session.accelerator.wait_for_everyone()
     return TrainResult(
         session.folder,
@@ -187,10 +200,10 @@ def _finish(session: Session) -> TrainResult:
     )
 
 
-def _save(session: Session) -> None:
+def _save(session: Run) -> None:
     """The LoRA, its moving average and a checkpoint; on the main process."""
     save_checkpoint(session)
-    save_lora(session.pipe, session.folder / "lora")
+    save_lora(session.pipe, session.folder / "lora", session.lora_metadata)
     if session.ema is not None:
         session.ema.store(session.parameters)
         session.ema.copy_to(session.parameters)
@@ -198,12 +211,12 @@ def _save(session: Session) -> None:
         session.ema.restore(session.parameters)
 
 
-def _due(session: Session, every: int) -> bool:
+def _due(session: Run, every: int) -> bool:
     return every > 0 and session.done % every == 0
 
 
 @contextmanager
-def _stop_signals() -> Iterator[Callable[[], bool]]:
+def stop_signals() -> Iterator[Callable[[], bool]]:
     """Turn the first SIGINT or SIGTERM into a request that the update under way looks for; a
     second one interrupts at once. Outside the main thread signals are left alone."""
     asked = threading.Event()
@@ -227,7 +240,7 @@ def _stop_signals() -> Iterator[Callable[[], bool]]:
 
 
 @contextmanager
-def _clear_memory_errors() -> Iterator[None]:
+def clear_memory_errors() -> Iterator[None]:
     """Say what to lower where memory runs out."""
     try:
         yield

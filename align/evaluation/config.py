@@ -35,7 +35,7 @@ class EvaluationConfig:
     num_inference_steps: int | None = None
     """Denoising steps (default: the pipeline's own)."""
     guidance_scale: float | None = None
-    """Classifier-free guidance (default: the pipeline's own)."""
+    """Classifier-free guidance (default: the pipeline's own); NAR models keep their own."""
     batch_size: int = 8
     """Images per forward pass."""
     seed: int = 0
@@ -70,7 +70,8 @@ class EvaluateConfig(EvaluationConfig):
     """A benchmark over prompts, with a judge that was not optimized, intervals and pictures."""
 
     methods: str = "base"
-    """base, lora=DIR, bon=N, reno, carinox, nar, … joined by commas; lora=DIR+bon=N combines."""
+    """base, lora=DIR, bon=N, reno, carinox, nar, nar=DIR, nar-bon, … joined by commas;
+    lora=DIR+bon=N combines."""
     num_images: int = 4
     """Images per prompt and method."""
     budget: str | None = None
@@ -87,7 +88,8 @@ class CompareConfig(EvaluationConfig):
     """Methods side by side at equal budgets: same prompts and seeds, paired differences."""
 
     methods: str = "base,bon"
-    """base, lora=DIR, bon, reno, carinox, nar, … joined by commas; lora=DIR+bon combines."""
+    """base, lora=DIR, bon, reno, carinox, nar, nar=DIR, nar-bon, … joined by commas; lora=DIR+bon
+    combines."""
     budget: str = "1images,4images,16images"
     """What one image may cost: 30s, 200nfe or 64images; several, joined by commas, give curves."""
     repeats: int = 1

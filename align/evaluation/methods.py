@@ -5,7 +5,10 @@ lora=DIR        the same with a LoRA; lora=DIR+bon puts a search on top
 bon, bon=16     best of N by the reward, from the noises of seed, seed + 1, …: nested
 reno, carinox, carinox-paper, langevin, zero-order, evolution
                 `align.optimize`, from the noises of the seed
-nar, nar=MODEL  one picture by neighboring-autoregressive decoding
+nar, nar=DIR    one picture by neighboring-autoregressive decoding, by its own settings; DIR is a
+                model, or the LoRA of an `align nar align` run
+nar-bon, nar-bon=16, nar-bon=DIR, nar=DIR+bon=16
+                best of N of those
 """
 
 from collections.abc import Sequence
@@ -20,7 +23,8 @@ from align.budget import Budget
 from align.checks import one_of
 from align.config import OptimizeConfig
 from align.denoisers import default_steps
-from align.evaluation.spending import Spent, spending, spending_of
+from align.evaluation.nar_methods import DEFAULT, draw_nar, nar_passes, nar_source, nar_spending
+from align.evaluation.spending import Spent, spending_of
 from align.noise_opt import optimize
 from align.noise_opt.search import PULLS, measure_backward_cost
 from align.noise_opt.weights import weigh
@@ -31,7 +35,7 @@ from align.sample import generate
 BON_DEFAULT = 16
 OPTIMIZERS = tuple(name for name in get_args(OptimizeMethod) if name != "bon")
 SEARCHES = ("bon", *OPTIMIZERS)
-NAMES = ("base", "lora=DIR", *SEARCHES, "nar")
+NAMES = ("base", "lora=DIR", *SEARCHES, "nar", "nar-bon")
 
 
 @dataclass(frozen=True)
@@ -41,12 +45,12 @@ class Method:
     label: str
     """As written."""
     search: str
-    """base, nar or one of SEARCHES."""
+    """base or one of SEARCHES."""
     loras: tuple[str, ...] = ()
     count: int | None = None
     """N of `bon=N`."""
-    model: str = "embedded/nar-scenes"
-    """Of nar."""
+    nar: str | None = None
+    """The NAR model, of a method that draws by one."""
 
     @property
     def searches(self) -> bool:
@@ -69,6 +73,8 @@ class Task:
     guidance_scale: float | None = None
     batch_size: int = 8
     costs: "Costs | None" = None
+    nar: bool = False
+    """Whether `pipe` is a NARPipeline."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +85,8 @@ class Costs:
     """For one picture without gradient, the reward's scores included."""
     backward: float | None
     """Forwards that a backward pass counts as; None where no method makes one."""
+    nar_seconds: float | None = None
+    """The same as `seconds` for a picture of NAR; None where no method draws by it."""
 
 
 @dataclass(frozen=True)
@@ -102,22 +110,27 @@ def parse_methods(text: str) -> list[Method]:
 
 
 def _parse_method(label: str) -> Method:
-    search, loras, count, model = "base", [], None, Method.model
+    search, loras, count, nar = "base", [], None, None
     for part in label.split("+"):
         name, equals, value = part.strip().partition("=")
         if name == "lora" and value:
             loras.append(value)
-        elif name == "nar":
-            search, model = name, value or model
-        elif name == "bon" and equals:
+        elif name in ("nar", "nar-bon") and not (name == "nar-bon" and value.isdigit()):
+            nar, more = nar_source(value)
+            loras += more
+            search = "bon" if name == "nar-bon" else search
+        elif name in ("bon", "nar-bon") and equals:
             if not value.isdigit() or int(value) < 1:
                 raise ValueError(f"method {label!r}: bon={value} must be a whole number from 1")
-            search, count = name, int(value)
+            search, count = "bon", int(value)
+            nar = DEFAULT if name == "nar-bon" else nar
         elif name in ("base", *SEARCHES) and not equals:
             search = name
         else:
             raise ValueError(f"there is no method {part.strip()!r}; {one_of(name, NAMES)}")
-    return Method(label, search, tuple(loras), count, model)
+    if nar is not None and search not in ("base", "bon"):
+        raise ValueError(f"method {label!r}: {search} needs noise, which NAR has none; take bon")
+    return Method(label, search, tuple(loras), count, nar)
 
 
 def run(
@@ -129,15 +142,19 @@ def run(
     """
     if method.search == "base":  # no search: a larger budget buys nothing more
         return [[made] * len(budgets) for made in _draw_all(tasks)]
-    if method.search == "nar":
-        return [[_nar(task)] * len(budgets) for task in tasks]
     if method.search == "bon":
         return [_best_of_n(method, task, budgets) for task in tasks]
     return [[_optimized(method, task, budget) for budget in budgets] for task in tasks]
 
 
+def _spending(task: Task, reward: Reward | None) -> Any:
+    return (nar_spending if task.nar else spending_of)(task.pipe, reward)
+
+
 @torch.no_grad()
 def _draw(task: Task, seeds: Sequence[int]) -> Float[Tensor, "b 3 h w"]:
+    if task.nar:
+        return draw_nar(task.pipe, task.prompt, seeds)
     return generate(
         task.pipe,
         [task.prompt] * len(seeds),
@@ -152,7 +169,7 @@ def _draw_all(tasks: Sequence[Task]) -> list[Made]:
     made, batch = [], tasks[0].batch_size
     for start in range(0, len(tasks), batch):
         seeds = [task.seed for task in tasks[start : start + batch]]
-        with spending_of(tasks[0].pipe, None) as spent:
+        with _spending(tasks[0], None) as spent:
             images = _draw(tasks[0], seeds).cpu()
         made += [Made(image, spent.share(1 / len(seeds))) for image in images]
     return made
@@ -164,7 +181,7 @@ def _best_of_n(method: Method, task: Task, budgets: Sequence[Budget | None]) -> 
     images, scores, rounds = [], [], []
     for start in range(0, max(counts), task.batch_size):
         seeds = [task.seed + i for i in range(start, min(start + task.batch_size, max(counts)))]
-        with spending_of(task.pipe, task.reward) as spent:
+        with _spending(task, task.reward) as spent:
             images += _draw(task, seeds).cpu()
             scores += score(task, torch.stack(images[start:])).tolist()
         rounds += [spent.share(1 / len(seeds))] * len(seeds)
@@ -194,34 +211,43 @@ def candidates(budget: Budget | None, task: Task, count: int | None) -> int:
         price = _steps(task)
     else:
         assert task.costs is not None  # measured before the run where a budget needs it
-        price = task.costs.seconds
+        price = task.costs.nar_seconds if task.nar else task.costs.seconds
+        assert price is not None  # measured where a method draws by NAR
     return max(1, int(budget.amount / price + 1e-9))
 
 
 def _steps(task: Task) -> int:
-    return task.num_inference_steps or default_steps(task.pipe)
+    return (
+        nar_passes(task.pipe) if task.nar else task.num_inference_steps or default_steps(task.pipe)
+    )
 
 
 def measure_costs(task: Task, methods: Sequence[Method]) -> Costs:
-    """What pictures cost in this run: the least of three mean times, and that of a backward pass.
+    """What pictures cost in this run, and a backward pass where a method makes one."""
+    seconds = measure_seconds(task)
+    if not any(method.search in PULLS for method in methods):
+        return Costs(seconds, None)
+    config = OptimizeConfig(
+        num_inference_steps=task.num_inference_steps, guidance_scale=task.guidance_scale
+    )
+    return Costs(seconds, measure_backward_cost(task.pipe, task.prompt, config))
+
+
+def measure_seconds(task: Task) -> float:
+    """For a picture and its scores, in a batch: the least of three mean times.
 
     On a CPU the seconds are processor time over the threads used, so that other work on the
     machine does not count; elsewhere they are those of the clock.
     """
     rounds = []
     for _ in range(3):
-        with spending_of(task.pipe, task.reward) as spent:
+        with _spending(task, task.reward) as spent:
             images = _draw(task, [task.seed + i for i in range(task.batch_size)])
             if task.reward is not None:
                 score(task, images)
         cpu = spent.cpu_seconds / torch.get_num_threads()
         rounds.append((cpu if images.device.type == "cpu" else spent.seconds) / task.batch_size)
-    if not any(method.search in PULLS for method in methods):
-        return Costs(min(rounds), None)
-    config = OptimizeConfig(
-        num_inference_steps=task.num_inference_steps, guidance_scale=task.guidance_scale
-    )
-    return Costs(min(rounds), measure_backward_cost(task.pipe, task.prompt, config))
+    return min(rounds)
 
 
 def _optimized(method: Method, task: Task, budget: Budget | None) -> Made:
@@ -249,17 +275,3 @@ def _optimized(method: Method, task: Task, budget: Budget | None) -> Made:
     if image is None:
         raise ValueError(f"{method.label} made no picture with a budget of {budget}; give it more")
     return Made(image.detach().cpu(), spent)
-
-
-def _nar(task: Task) -> Made:
-    """A picture of `task.pipe`, a NARPipeline; no search either."""
-    generator = task.pipe.transformer.blocks[0]  # called once a pass, where forward is not
-    with torch.no_grad(), spending(generator, None, None) as spent:
-        output = task.pipe(
-            task.prompt,
-            generator=torch.Generator().manual_seed(task.seed),
-            output_type="pt",
-            **({} if task.guidance_scale is None else {"guidance_scale": task.guidance_scale}),
-        )
-    spent.images += 1
-    return Made(output.images[0].float().cpu(), spent)

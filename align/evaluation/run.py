@@ -15,7 +15,16 @@ from align.denoisers import image_size
 from align.evaluation.benchmarks import choose, load_benchmark
 from align.evaluation.config import CompareConfig, EvaluateConfig
 from align.evaluation.judging import SCENES_REWARDS, Judges, judge_images, load_judges
-from align.evaluation.methods import Costs, Made, Method, Task, measure_costs, parse_methods, run
+from align.evaluation.methods import (
+    Costs,
+    Made,
+    Method,
+    Task,
+    measure_costs,
+    measure_seconds,
+    parse_methods,
+    run,
+)
 from align.evaluation.spending import check_quiet, load_average
 from align.evaluation.work import (
     check_out,
@@ -72,7 +81,7 @@ def make_plan(
     in_seconds = any(budget is not None and budget.unit == "s" for budget in budgets)
     load = check_quiet(config.allow_busy or not in_seconds)
     pipes = _load_pipes(config, parsed, pipe)
-    size = image_size(next(iter(pipes.values())), None, None)
+    size = _picture_size(pipes, parsed)
     judges = load_judges(config, prompts, parsed, size)
     searches = any(method.searches for method in parsed)
     reward = load_reward(config.reward, config.device) if config.reward and searches else None
@@ -113,10 +122,12 @@ def _load_pipes(config: AnyConfig, methods: list[Method], pipe: Any) -> dict[str
     by_loras: dict[tuple[str, ...], Any] = {} if pipe is None else {config.lora: pipe}
     pipes = {}
     for method in methods:
-        if method.search == "nar":
-            from align.nar.commands import load_nar_pipeline
+        if method.nar is not None:
+            from align.nar.load import load_nar_pipeline
 
-            pipes[method.label] = load_nar_pipeline(method.model, config.device, config.dtype)
+            pipes[method.label] = load_nar_pipeline(
+                method.nar, config.device, config.dtype, method.loras
+            )
             continue
         loras = (*config.lora, *method.loras)
         if loras not in by_loras:
@@ -131,13 +142,25 @@ def _load_pipes(config: AnyConfig, methods: list[Method], pipe: Any) -> dict[str
     return pipes
 
 
+def _picture_size(pipes: dict[str, Any], methods: Sequence[Method]) -> tuple[int, int]:
+    """Height and width of the pictures; a diffusion model's, where there is one."""
+    for method in sorted(methods, key=lambda m: m.nar is not None):
+        if method.nar is None:
+            return image_size(pipes[method.label], None, None)
+    return tuple(pipes[methods[0].label].image_tokenizer.config.image_size)
+
+
 def _shared_costs(plan: Plan) -> Costs:
     """Measured once a run and kept, so that every process turns budgets into the same counts."""
     file = plan.folder / "costs.json"
     with claimed(plan.folder / "claims" / "costs.lock", wait=True):
         if not file.is_file():
-            method = next((m for m in plan.methods if m.searches), plan.methods[0])
-            costs = measure_costs(task_of(plan, method, 0, 0), plan.methods)
+            ranked = sorted(plan.methods, key=lambda m: (m.nar is not None, not m.searches))
+            costs = measure_costs(task_of(plan, ranked[0], 0, 0), plan.methods)
+            nar = next((m for m in ranked if m.nar is not None), None)
+            if nar is not None:
+                seconds = measure_seconds(task_of(plan, nar, 0, 0))
+                costs = replace(costs, nar_seconds=seconds)
             write_json(file, dataclasses.asdict(costs))
     return Costs(**json.loads(file.read_text(encoding="utf-8")))
 
@@ -158,6 +181,7 @@ def task_of(plan: Plan, method: Method, index: int, repeat: int) -> Task:
         guidance_scale=config.guidance_scale,
         batch_size=config.batch_size,
         costs=plan.costs,
+        nar=method.nar is not None,
     )
 
 
@@ -202,12 +226,12 @@ def _save(
         made.image,
         prompt=task.prompt,
         seed=task.seed,
-        model=method.model if method.search == "nar" else plan.config.model,
-        num_inference_steps=task.num_inference_steps,
-        guidance_scale=task.guidance_scale,
+        model=method.nar or plan.config.model,
+        num_inference_steps=None if method.nar else task.num_inference_steps,
+        guidance_scale=None if method.nar else task.guidance_scale,
         method=method.label,
         budget=None if budget is None else str(budget),
-        lora=(*plan.config.lora, *method.loras),
+        lora=method.loras if method.nar else (*plan.config.lora, *method.loras),
     )
 
 

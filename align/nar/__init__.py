@@ -8,9 +8,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from align.nar.alignment import align_nar as align_nar
     from align.nar.generate import generate_ids as generate_ids
     from align.nar.llamagen import LlamaGenTokenizer as LlamaGenTokenizer
     from align.nar.llamagen import load_llamagen_tokenizer as load_llamagen_tokenizer
+    from align.nar.load import load_nar_pipeline as load_nar_pipeline
     from align.nar.model import NARTransformer2DModel as NARTransformer2DModel
     from align.nar.model import NARTransformer3DModel as NARTransformer3DModel
     from align.nar.pipeline import NARPipeline as NARPipeline
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
     from align.nar.tokenizer import ImageTokenizer as ImageTokenizer
     from align.nar.train import train_nar as train_nar
     from align.nar.train_tokenizer import train_tokenizer as train_tokenizer
+    from align.nar.video_pipeline import NARVideoPipeline as NARVideoPipeline
+    from align.nar.video_pipeline import NARVideoStep as NARVideoStep
+    from align.nar.video_tokenizer import VideoTokenizer as VideoTokenizer
 
 _HOMES = {
     "ImageTokenizer": "align.nar.tokenizer",
@@ -29,7 +34,12 @@ _HOMES = {
     "NARStep": "align.nar.pipeline",
     "NARTransformer2DModel": "align.nar.model",
     "NARTransformer3DModel": "align.nar.model",
+    "NARVideoPipeline": "align.nar.video_pipeline",
+    "NARVideoStep": "align.nar.video_pipeline",
+    "VideoTokenizer": "align.nar.video_tokenizer",
+    "align_nar": "align.nar.alignment",
     "generate_ids": "align.nar.generate",
+    "load_nar_pipeline": "align.nar.load",
     "load_llamagen_tokenizer": "align.nar.llamagen",
     "load_reference": "align.nar.reference",
     "train_nar": "align.nar.train",

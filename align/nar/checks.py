@@ -70,3 +70,18 @@ def check_ids(model: Any, ids: Tensor, lowest: int = 0) -> None:
     if low < lowest or high >= codes:
         bad = low if low < lowest else high
         raise ValueError(f"token id {bad} is outside the codebook: 0 to {codes - 1}")
+
+
+def check_fit(transformer: Any, image_tokenizer: Any) -> None:
+    """ValueError unless the token grids and codebooks of the two agree."""
+    if tuple(transformer.grid_shape) != tuple(image_tokenizer.grid_shape):
+        raise ValueError(
+            f"the transformer's grid {tuple(transformer.grid_shape)} does not match the image "
+            f"tokenizer's {tuple(image_tokenizer.grid_shape)}"
+        )
+    codes = image_tokenizer.codebook_size
+    if transformer.config.vocab_size != codes:
+        raise ValueError(
+            f"the transformer predicts {transformer.config.vocab_size} codes, the image "
+            f"tokenizer has {codes}"
+        )

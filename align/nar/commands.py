@@ -9,9 +9,10 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from align.models import _loading_bars, torch_device, torch_dtype
+from align.nar.clips import check_format, save_clip
 from align.nar.config import NarGenerateConfig, parse_grid
-from align.nar.pipeline import NARPipeline
+from align.nar.load import load_nar_pipeline as load_nar_pipeline
+from align.nar.video_pipeline import NARVideoPipeline, filmstrip
 from align.prompts import load_prompts
 from align.rewards import load_reward
 from align.run import check_folder, image_grid, log_metrics, open_run, save_image
@@ -22,42 +23,15 @@ CANDIDATE_STRIDE = 1_000_003  # between the seeds of an image's candidates
 
 @dataclass(frozen=True)
 class Drawn:
-    """Pictures `[b, 3, h, w]`, the seeds they were drawn from, and their scores by name."""
+    """Pictures `[b, 3, h, w]` or clips `[b, t, 3, h, w]`, their seeds, their scores by name."""
 
-    images: Float[Tensor, "b 3 h w"]
+    images: Float[Tensor, "b ..."]
     seeds: list[int]
     scores: dict[str, Tensor]
 
 
-def load_nar_pipeline(
-    model: str, device: str | None = None, dtype: str | None = None
-) -> NARPipeline:
-    """A NAR pipeline from embedded/NAME, a folder, a training run or a Hub id, ready to draw.
-
-    Raises FileNotFoundError or ValueError for what is none.
-    """
-    target = torch_device(device)
-    precision = torch_dtype(dtype)
-    if precision is None:
-        precision = torch.float32 if target.type == "cpu" else torch.bfloat16
-    folder = Path(model).expanduser()
-    if (folder / "pipeline").is_dir():
-        folder = folder / "pipeline"
-    if folder.is_dir():
-        index = folder / "model_index.json"
-        if not index.is_file() or '"NARPipeline"' not in index.read_text(encoding="utf-8"):
-            raise ValueError(f"{folder} is no NAR pipeline: its model_index.json names none")
-    elif model.count("/") != 1 or model.startswith((".", "/", "~")):
-        raise FileNotFoundError(f"there is no model {model!r}: embedded/NAME, a folder or a Hub id")
-    source = str(folder) if folder.is_dir() else model
-    with _loading_bars(shown=not folder.is_dir() and not model.startswith("embedded/")):
-        pipe = NARPipeline.from_pretrained(source, dtype=precision).to(target)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
 def draw(
-    pipe: NARPipeline,
+    pipe: Any,
     conditions: list[str],
     seeds: list[int],
     *,
@@ -66,7 +40,7 @@ def draw(
     best_of: int = 1,
     **settings: Any,
 ) -> Drawn:
-    """One picture per condition (prompt or class), the best of several candidates by `reward`.
+    """One picture or clip per condition (prompt or class), the best of several by `reward`.
 
     Candidate j of a picture draws from the generator of seed + j * 1,000,003; `settings` go to
     the pipeline.
@@ -85,23 +59,31 @@ def draw(
             return_dict=False,
             **settings,
         )[0]
-        scores: dict[str, Tensor] = {}
-        if reward is not None:
-            with torch.no_grad():
-                scores = dict(reward.terms(images, conditions, facts))
-                scores["reward"] = reward.combine(scores)
+        scores = {} if reward is None else _scores(reward, images, conditions, facts)
         if best is None:
             best, totals = Drawn(images, chosen, scores), scores.get("reward", totals)
             continue
         better = scores["reward"] > totals
         totals = torch.where(better, scores["reward"], totals)
         best = Drawn(
-            torch.where(better[:, None, None, None], images, best.images),
+            torch.where(better.view(-1, *[1] * (images.ndim - 1)), images, best.images),
             [a if b else old for a, b, old in zip(chosen, better, best.seeds, strict=True)],
             {name: torch.where(better, score, best.scores[name]) for name, score in scores.items()},
         )
     assert best is not None  # best_of is at least 1
     return best
+
+
+@torch.no_grad()
+def _scores(
+    reward: Any, images: Tensor, prompts: list[str], facts: list[dict[str, Any]]
+) -> dict[str, Float[Tensor, " b"]]:
+    """The reward's terms and their combination; of a clip the mean over its frames."""
+    frames = images.shape[1] if images.ndim == 5 else 1
+    flat = images.flatten(0, 1) if images.ndim == 5 else images
+    each = [p for p in prompts for _ in range(frames)], [f for f in facts for _ in range(frames)]
+    terms = {name: s.view(-1, frames).mean(1) for name, s in reward.terms(flat, *each).items()}
+    return terms | {"reward": reward.combine(terms)}
 
 
 def generate_nar(config: NarGenerateConfig) -> Path:
@@ -111,8 +93,9 @@ def generate_nar(config: NarGenerateConfig) -> Path:
     """
     check_folder(config.out, config.overwrite)
     reward = load_reward(config.reward, config.device) if config.reward else None
-    pipe = load_nar_pipeline(config.model, config.device, config.dtype)
+    pipe = load_nar_pipeline(config.model, config.device, config.dtype, config.lora)
     conditions, metadata = _conditions(config, pipe)
+    _check_clip(config, pipe)
     if config.compile:
         pipe.transformer.compile_repeated_blocks(dynamic=True)
     settings = {
@@ -135,18 +118,17 @@ def generate_nar(config: NarGenerateConfig) -> Path:
                 **settings,
             )
             _save(config, folder, part.start, conditions[part], drawn, settings)
-            shown += drawn.images[: max(0, GRID_LIMIT - len(shown))].cpu()
+            images = drawn.images if drawn.images.ndim == 4 else filmstrip(drawn.images)
+            shown += images[: max(0, GRID_LIMIT - len(shown))].cpu()
             progress.update(part.stop - part.start)
     if len(shown) > 1:
         text = "\n".join(dict.fromkeys(conditions[: len(shown)]))
-        sheet = image_grid(torch.stack(shown))
+        sheet = image_grid(torch.stack(shown), 1 if isinstance(pipe, NARVideoPipeline) else None)
         save_image(folder / "grid.png", sheet, prompt=text, seed=config.seed, model=config.model)
     return folder
 
 
-def _conditions(
-    config: NarGenerateConfig, pipe: NARPipeline
-) -> tuple[list[str], list[dict[str, Any]]]:
+def _conditions(config: NarGenerateConfig, pipe: Any) -> tuple[list[str], list[dict[str, Any]]]:
     """Every picture's prompt or class, with its metadata; each num_images times."""
     grid = tuple(pipe.transformer.grid_shape)
     if config.grid is not None and parse_grid(config.grid) != grid:
@@ -173,6 +155,21 @@ def _conditions(
     return [c for c in chosen for _ in repeats], [f for f in facts for _ in repeats]
 
 
+def _check_clip(config: NarGenerateConfig, pipe: Any) -> None:
+    """ValueError where a clip's length, size or format cannot be had of the model."""
+    sizes = {name: getattr(config, name) for name in ("num_frames", "height", "width")}
+    if isinstance(pipe, NARVideoPipeline):
+        check_format(config.clip_format)
+        pipe.check_size(**sizes)
+        return
+    high, wide = pipe.image_tokenizer.config.image_size
+    own: dict[str, int] = {"height": high, "width": wide}
+    for name, asked in sizes.items():
+        if asked is not None and asked != own.get(name):
+            known = f"{own['height']}x{own['width']} pixels"
+            raise ValueError(f"{name} is {asked}; {config.model} draws single pictures of {known}")
+
+
 def _save(
     config: NarGenerateConfig,
     folder: Path,
@@ -182,15 +179,20 @@ def _save(
     settings: dict[str, Any],
 ) -> None:
     for row, condition in enumerate(conditions):
-        name = f"images/{first + row:04d}.png"
+        image = drawn.images[row]
+        ending = config.clip_format if image.ndim == 4 else "png"
+        name = f"images/{first + row:04d}.{ending}"
         scores = {key: score[row] for key, score in drawn.scores.items()}
-        save_image(
-            folder / name,
-            drawn.images[row],
-            prompt=condition,
-            seed=drawn.seeds[row],
-            model=config.model,
+        facts: dict[str, Any] = {
+            "prompt": condition,
+            "seed": drawn.seeds[row],
+            "model": config.model,
+            "lora": config.lora,
             **settings,
-        )
+        }
+        if image.ndim == 4:
+            save_clip(folder / name, image, fps=config.fps, **facts)
+        else:
+            save_image(folder / name, image, **facts)
         record = {"image": name, "prompt": condition, "seed": drawn.seeds[row]}
         log_metrics(folder, index=first + row, **record, **scores)

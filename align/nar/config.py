@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from align.checks import check, imply_out
+from align.nar.align_config import NarAlignConfig as NarAlignConfig
+from align.nar.convert_config import NarConvertConfig as NarConvertConfig
 
 Precision = Literal["no", "bf16", "fp16"]
 
@@ -28,6 +30,8 @@ class NarGenerateConfig:
     """Class names or numbers (class-conditional models)."""
     model: str = "embedded/nar-scenes"
     """embedded/NAME or a pipeline's folder."""
+    lora: tuple[str, ...] = ()
+    """A LoRA of `align nar align` (a file, folder, run or Hub id), optionally =WEIGHT."""
     num_images: int = 1
     """Images per prompt or class."""
     best_of: int = 1
@@ -43,7 +47,17 @@ class NarGenerateConfig:
     top_p: float | None = None
     """Keep the smallest set of tokens of this probability (default: the model's own)."""
     grid: str | None = None
-    """Check that the model draws HxW tokens."""
+    """Check that the model draws HxW tokens (clips: TxHxW)."""
+    num_frames: int | None = None
+    """Check that the model draws clips of this many frames."""
+    height: int | None = None
+    """Check that the model draws this many pixels down."""
+    width: int | None = None
+    """Check that the model draws this many pixels across."""
+    clip_format: Literal["gif", "mp4"] = "gif"
+    """How clips are written; mp4 needs PyAV or imageio-ffmpeg."""
+    fps: float = 8.0
+    """Frames a second of a clip's file."""
     batch_size: int = 16
     """Images decoded together."""
     compile: bool = False
@@ -62,7 +76,10 @@ class NarGenerateConfig:
     def __post_init__(self) -> None:
         """Raise ValueError where a value is out of range."""
         check(self, at_least_1=("num_images", "best_of", "batch_size", "guidance_scale"))
-        check(self, not_negative=("temperature", "top_k"), positive=("top_p",), unit=("top_p",))
+        check(self, at_least_1=("num_frames", "height", "width"))
+        check(
+            self, not_negative=("temperature", "top_k"), positive=("top_p", "fps"), unit=("top_p",)
+        )
         if self.grid is not None:
             parse_grid(self.grid)
         if self.best_of > 1 and not self.reward:

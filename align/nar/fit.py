@@ -25,10 +25,10 @@ from tqdm import tqdm
 
 from align.files import clear_disk_errors
 from align.models import torch_device
-from align.nar.config import NarTokenizerConfig, NarTrainConfig
+from align.nar.config import NarConvertConfig, NarTokenizerConfig, NarTrainConfig
 from align.precision import fast_bfloat16
 from align.run import log_metrics, open_run
-from align.train import _stop_signals as stop_signals
+from align.train import stop_signals
 from align.training.checkpoints import drop_metrics_after, list_checkpoints
 from align.training.update import Diverged, Interrupted
 
@@ -107,7 +107,9 @@ def make_fit(
 
 
 def open_folder(
-    config: NarTokenizerConfig | NarTrainConfig, accelerator: Accelerator, command: str
+    config: NarTokenizerConfig | NarTrainConfig | NarConvertConfig,
+    accelerator: Accelerator,
+    command: str,
 ) -> Path:
     """The run's folder, the same in every process."""
     folder = [""]

@@ -1,6 +1,7 @@
 """`NARPipeline`: token transformer, image tokenizer and text encoder as a diffusers pipeline."""
 
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from align.nar.checks import check_fit
 from align.nar.generate import Wavefront, decode
 from align.nar.llamagen import LlamaGenTokenizer
 from align.nar.model import NARTransformer2DModel
@@ -20,6 +22,7 @@ from align.nar.scheduler import NARScheduler, draw_uniforms
 from align.nar.text import encode_texts
 from align.nar.tokenizer import ImageTokenizer
 
+POLICY_KEY = "nar_policy"  # in a LoRA's metadata: the sampling it was trained for, as JSON
 OUTPUT_TYPES = ("pil", "pt", "np", "latent")
 Generators = torch.Generator | list[torch.Generator] | None
 
@@ -91,6 +94,25 @@ class NARPipeline(DiffusionPipeline):
             name, kwargs = str(folder), {"dtype": torch.float32, **kwargs}
         return super().from_pretrained(name, **kwargs)
 
+    def load_lora(self, loras: str | Sequence[str]) -> None:
+        """Add the weighted sum of LoRAs to the weights: files, folders, runs or Hub ids, =WEIGHT.
+
+        The scheduler's settings become those of the policy that the last of them was trained as.
+
+        Raises FileNotFoundError where one is missing, ValueError where it fits another model.
+        """
+        from align.lora import load_lora, merge_lora  # peft takes a second to import
+        from align.lora_files import find_lora, parse_lora, read_tensors
+
+        load_lora(self, loras)
+        merge_lora(self)
+        for source in [loras] if isinstance(loras, str) else loras:
+            _, metadata = read_tensors(find_lora(parse_lora(source)[0]))
+            if POLICY_KEY in metadata:
+                policy = json.loads(metadata[POLICY_KEY])
+                scheduler: Any = NARScheduler.from_config(self.scheduler.config, **policy)
+                self.scheduler = scheduler
+
     # --- conditions ----------------------------------------------------------------------------
 
     def class_ids(self, class_labels: int | str | list[int | str]) -> list[int]:
@@ -120,9 +142,10 @@ class NARPipeline(DiffusionPipeline):
             self.transformer.config.use_condition_mask,
         )
 
-    def _condition(
+    def conditions(
         self, prompt: Any, class_labels: Any, copies: int
     ) -> tuple[Tensor, Tensor | None]:
+        """What the transformer reads of prompts or labels, each `copies` times, and its mask."""
         wants_text = self.transformer.config.condition == "text"
         if wants_text and (prompt is None or class_labels is not None):
             raise ValueError("this model is text-conditional: give `prompt`, not `class_labels`")
@@ -166,7 +189,7 @@ class NARPipeline(DiffusionPipeline):
         config = self.scheduler.config
         changed = {key: value for key, value in changed.items() if value is not None}
         scheduler: Any = NARScheduler.from_config(config, **changed)
-        condition, mask = self._condition(prompt, class_labels, num_images_per_prompt)
+        condition, mask = self.conditions(prompt, class_labels, num_images_per_prompt)
         batch, count = len(condition), self.transformer.order.num_tokens
         if given_ids is not None:
             given_ids = given_ids.to(condition.device).expand(batch, -1)
@@ -269,20 +292,3 @@ class NARPipeline(DiffusionPipeline):
             return images
         array = images.permute(0, 2, 3, 1).cpu().numpy()
         return array if output_type == "np" else VaeImageProcessor.numpy_to_pil(array)
-
-
-def check_fit(
-    transformer: NARTransformer2DModel, image_tokenizer: ImageTokenizer | LlamaGenTokenizer
-) -> None:
-    """ValueError unless the token grids and codebooks of the two agree."""
-    if tuple(transformer.grid_shape) != tuple(image_tokenizer.grid_shape):
-        raise ValueError(
-            f"the transformer's grid {tuple(transformer.grid_shape)} does not match the image "
-            f"tokenizer's {tuple(image_tokenizer.grid_shape)}"
-        )
-    codes = image_tokenizer.codebook_size
-    if transformer.config.vocab_size != codes:
-        raise ValueError(
-            f"the transformer predicts {transformer.config.vocab_size} codes, the image "
-            f"tokenizer has {codes}"
-        )

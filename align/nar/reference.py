@@ -93,6 +93,7 @@ def load_reference(
     num_heads: int,
     grid_shape: tuple[int, ...],
     num_condition_tokens: int = 1,
+    decoding: Literal["wavefront", "raster"] = "wavefront",
 ) -> NARTransformer2DModel:
     """Load a published checkpoint; sizes that its tensors tell are read from them.
 
@@ -102,6 +103,7 @@ def load_reference(
         num_heads: attention heads (B 12, M and L 16, XL 20, XXL 24; video L 16, LP 20).
         grid_shape: (rows, columns), or (time, rows, columns) for video.
         num_condition_tokens: 1, or 120 for the published text-to-image model.
+        decoding: "raster" reads a LlamaGen checkpoint, which has one head (not of video).
 
     Raises:
         FileNotFoundError: no such file.
@@ -109,14 +111,17 @@ def load_reference(
     """
     if task not in _TOP:
         raise ValueError(f"task {task!r}: must be one of {', '.join(_TOP)}")
+    if task == "video" and decoding == "raster":
+        raise ValueError("task 'video' has no raster checkpoints; take 'class' or 'text'")
     if not isinstance(path_or_state_dict, dict):
         path_or_state_dict = read_checkpoint(path_or_state_dict)
     source = unwrap(path_or_state_dict)
-    heads = 3 if task == "video" else 2
+    heads = 3 if task == "video" else 1 if decoding == "raster" else 2
     blocks = 1 + max(
         (int(m[1]) for k in source if (m := re.match(r"layers\.(\d+)\.", k))), default=heads - 1
     )
-    names = _TOP[task] | {
+    top = {k: v for k, v in _TOP[task].items() if heads > 1 or not k.startswith("medusa_")}
+    names = top | {
         f"layers.{i}.{theirs}": f"blocks.{i}.{ours}"
         for i in range(max(blocks, heads))
         for theirs, ours in _BLOCK.items()
@@ -132,6 +137,7 @@ def load_reference(
         "ffn_width": source["layers.0.feed_forward.w1.weight"].shape[0],
         "num_condition_tokens": num_condition_tokens,
         "position": "learned" if task == "video" else "rope",
+        "decoding": decoding,
     }
     if task == "text":
         config["condition"] = "text"

@@ -46,9 +46,11 @@ class ResBlock(nn.Module):
         return x + self.conv2(F.silu(self.conv1(F.silu(self.norm(x)))))
 
 
-def make_encoder(widths: tuple[int, ...], context: int, code_width: int) -> nn.Sequential:
+def make_encoder(
+    widths: tuple[int, ...], context: int, code_width: int, channels: int = 3
+) -> nn.Sequential:
     """3x3 convolution, a non-overlapping halving per further width, blocks, code."""
-    layers: list[nn.Module] = [nn.Conv2d(3, widths[0], 3, padding=1)]
+    layers: list[nn.Module] = [nn.Conv2d(channels, widths[0], 3, padding=1)]
     for narrow, wide in pairwise(widths):
         layers += [nn.SiLU(), nn.Conv2d(narrow, wide, 2, stride=2), ResBlock(wide, 1)]
     layers += [ResBlock(widths[-1], 3) for _ in range(context)]
@@ -56,14 +58,16 @@ def make_encoder(widths: tuple[int, ...], context: int, code_width: int) -> nn.S
     return nn.Sequential(*layers, PixelNorm(widths[-1]), nn.Conv2d(widths[-1], code_width, 1))
 
 
-def make_decoder(widths: tuple[int, ...], blocks: int, code_width: int) -> nn.Sequential:
+def make_decoder(
+    widths: tuple[int, ...], blocks: int, code_width: int, channels: int = 3
+) -> nn.Sequential:
     """Blocks at the coarsest grid, then a doubling per width, with a block but at full size."""
     layers: list[nn.Module] = [nn.Conv2d(code_width, widths[-1], 3, padding=1)]
     layers += [ResBlock(widths[-1], 3) for _ in range(blocks)]
     for wide, narrow in pairwise(reversed(widths)):
         layers += [nn.Conv2d(wide, 4 * narrow, 1), nn.PixelShuffle(2)]
         layers += [ResBlock(narrow, 3)] if narrow != widths[0] else []
-    return nn.Sequential(*layers, nn.SiLU(), nn.Conv2d(widths[0], 3, 3, padding=1))
+    return nn.Sequential(*layers, nn.SiLU(), nn.Conv2d(widths[0], channels, 3, padding=1))
 
 
 class ImageTokenizer(ModelMixin, ConfigMixin):

@@ -18,17 +18,17 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from align.config import TrainConfig
+from align.checks import to_dict
 from align.files import clear_disk_errors, write_atomic
 from align.run import read_metrics
-from align.training.session import Session
+from align.training.runs import Run
 
 log = logging.getLogger(__name__)
-IDENTITY = ("model", "reward", "lora_rank", "lora_alpha", "lora_targets", "optimizer")
+IDENTITY = ("model", "reward", "lora_rank", "lora_alpha", "lora_targets", "optimizer", "method")
 FILES = ("lora.safetensors", "optimizer.pt")
 
 
-def save_checkpoint(session: Session) -> Path:
+def save_checkpoint(session: Run) -> Path:
     """Write the session's state as `checkpoints/step-N`; call it on the main process alone.
 
     Raises OSError, leaving the earlier checkpoints, where the disk is full.
@@ -53,7 +53,7 @@ def save_checkpoint(session: Session) -> Path:
     return folder
 
 
-def _write(session: Session, part: Path) -> None:
+def _write(session: Run, part: Path) -> None:
     tensors = {f"lora.{i}": p.detach().contiguous() for i, p in enumerate(session.parameters)}
     ema = session.ema.state_dict() if session.ema else None
     if ema:
@@ -78,7 +78,7 @@ def _write(session: Session, part: Path) -> None:
     _sync(part)
 
 
-def resume(session: Session) -> bool:
+def resume(session: Run) -> bool:
     """Load the newest whole checkpoint of the session's folder; False where there is none.
 
     A torn one is passed over with a warning. Raises ValueError where the checkpoint is of another
@@ -93,7 +93,7 @@ def resume(session: Session) -> bool:
     return False
 
 
-def refuse_other_run(config: TrainConfig) -> None:
+def refuse_other_run(config: Any) -> None:
     """Raise ValueError, before anything is loaded, where `resume` names another run's folder."""
     if config.resume is None:
         return
@@ -127,7 +127,7 @@ def read_checkpoint(folder: Path) -> dict[str, Any] | None:
     return state
 
 
-def check_identity(config: TrainConfig, state: dict[str, Any], run: Path) -> None:
+def check_identity(config: Any, state: dict[str, Any], run: Path) -> None:
     """Raise ValueError naming what differs between a checkpoint and this run."""
     for name, value in _identity(config).items():
         if state["identity"].get(name) != value:
@@ -145,13 +145,13 @@ def drop_metrics_after(folder: Path, step: int) -> None:
         write_atomic(folder / "metrics.jsonl", "".join(kept))
 
 
-def _identity(config: TrainConfig) -> dict[str, Any]:
-    values = {name: getattr(config, name) for name in IDENTITY}
+def _identity(config: Any) -> dict[str, Any]:
+    values = {name: value for name, value in to_dict(config).items() if name in IDENTITY}
     values["lora_targets"] = config.lora_targets and list(config.lora_targets)
     return values
 
 
-def _load(session: Session, folder: Path, state: dict[str, Any]) -> None:
+def _load(session: Run, folder: Path, state: dict[str, Any]) -> None:
     tensors = load_file(folder / "lora.safetensors")
     for i, parameter in enumerate(session.parameters):
         parameter.data.copy_(tensors[f"lora.{i}"])

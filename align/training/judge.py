@@ -11,13 +11,12 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from align.config import TrainConfig
 from align.lora import save_lora
 from align.models import best_device
 from align.prompts import PromptSet, default_prompts, load_prompts
 from align.rewards import load_judge
-from align.training.pictures import draw, spread
-from align.training.session import Session
+from align.training.pictures import spread
+from align.training.runs import Run
 from align.training.windows import image_seed
 
 log = logging.getLogger(__name__)
@@ -33,7 +32,7 @@ class HeldOutJudge:
     Raises ValueError for prompts that are kept for the final measurement, or missing ones.
     """
 
-    def __init__(self, config: TrainConfig):
+    def __init__(self, config: Any):
         assert config.judge is not None  # who makes a judge has one
         prompts = judge_prompts(config)
         rows = spread(len(prompts), max(config.judge_images // NOISES, 1))
@@ -43,24 +42,24 @@ class HeldOutJudge:
         self.patience = config.patience
 
     @torch.no_grad()
-    def measure(self, session: Session) -> dict[str, Any]:
+    def measure(self, session: Run) -> dict[str, Any]:
         """Judge's and trained reward's scores by image, and the diversity, of the present model."""
         seed = session.config.seed
         seeds = [image_seed("judge", seed, 0, i) for i in range(len(self.prompts))]
-        images = draw(session, self.prompts, seeds)
+        images = session.draw(self.prompts, seeds)
         return {
             "judge": self.judge(images, self.prompts, self.metadata).tolist(),
             "reward": session.reward(images, self.prompts, self.metadata).tolist(),
             "diversity": diversity(images.unflatten(0, (-1, NOISES))),
         }
 
-    def __call__(self, session: Session) -> dict[str, Any]:
+    def __call__(self, session: Run) -> dict[str, Any]:
         """Judge the present model; keep it in `lora-best/` if it is the best so far.
 
         Returns what goes into the update's record: `judge`, `judge_reward`, `diversity`, and
         `warning` where the reward looks hacked.
         """
-        everyone = session.accelerator.is_main_process or session.config.shard
+        everyone = session.accelerator.is_main_process or session.together
         figures = [self.measure(session) if everyone else None]
         figures = broadcast_object_list(figures)[0]
         assert figures is not None  # the main process has measured
@@ -70,7 +69,7 @@ class HeldOutJudge:
         if "score" not in best or score > best["score"]:
             best |= {"score": score, "step": session.done, "since": 0}
             if session.accelerator.is_main_process:
-                save_lora(session.pipe, session.folder / "lora-best")
+                save_lora(session.pipe, session.folder / "lora-best", session.lora_metadata)
         else:
             best["since"] += 1
         record = {
@@ -81,12 +80,12 @@ class HeldOutJudge:
         warning = hacking_warning(best["base"], figures)
         return record | ({"warning": warning} if warning else {})
 
-    def gave_up(self, session: Session) -> bool:
+    def gave_up(self, session: Run) -> bool:
         """Whether `patience` judgments have passed without a new best."""
         return self.patience is not None and session.course["since"] >= self.patience
 
 
-def judge_prompts(config: TrainConfig) -> PromptSet:
+def judge_prompts(config: Any) -> PromptSet:
     """The judge's prompts. Raises ValueError where they are missing or reserved."""
     if config.judge_prompts is None and not config.model.startswith("embedded/"):
         raise ValueError(

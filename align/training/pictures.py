@@ -10,6 +10,7 @@ from align.denoisers import make_denoiser
 from align.pixels import decode
 from align.run import image_grid, save_image
 from align.sample import make_noise, sample
+from align.training.runs import Run
 from align.training.session import Session
 from align.training.windows import image_seed
 
@@ -51,17 +52,17 @@ def spread(count: int, wanted: int) -> list[int]:
     return [index * count // wanted for index in range(wanted)]
 
 
-def fixed_pictures(session: Session) -> tuple[Tensor, list[str], list[dict[str, Any]], list[int]]:
+def fixed_pictures(session: Run) -> tuple[Tensor, list[str], list[dict[str, Any]], list[int]]:
     """The run's fixed pictures by the present model: images, prompts, metadata and seeds."""
     rows = spread(len(session.prompts), PICTURES)
     rows = (rows * PICTURES)[:PICTURES] if len(rows) < PICTURES else rows
     prompts = [session.prompts.prompts[row] for row in rows]
     metadata = [session.prompts.metadata[row] for row in rows]
     seeds = [image_seed("picture", session.config.seed, 0, i) for i in range(len(rows))]
-    return draw(session, prompts, seeds), prompts, metadata, seeds
+    return session.draw(prompts, seeds), prompts, metadata, seeds
 
 
-def score_pictures(session: Session, name: str | None) -> dict[str, Tensor]:
+def score_pictures(session: Run, name: str | None) -> dict[str, Tensor]:
     """Draw the fixed pictures, save them as `images/NAME.png`, return each reward term [b]."""
     images, prompts, metadata, seeds = fixed_pictures(session)
     c = session.config
@@ -72,14 +73,10 @@ def score_pictures(session: Session, name: str | None) -> dict[str, Tensor]:
             prompt="\n".join(prompts),
             seed=c.seed,
             model=c.model,
-            negative_prompt=c.negative_prompt,
-            num_inference_steps=c.num_inference_steps,
-            guidance_scale=c.guidance_scale,
-            scheduler=type(session.pipe.scheduler).__name__,
-            eta=c.eta or None,
             update=session.done,
             reward=c.reward,
             noise_seeds=seeds,
+            **session.picture_settings,
         )
     with torch.no_grad():
         return session.reward.terms(images, prompts, metadata)

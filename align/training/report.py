@@ -1,6 +1,7 @@
 """What a finished run says about itself: report.json, the LoRA's model card, the upload."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,15 +9,18 @@ from align.config import TrainConfig
 from align.files import write_atomic, write_json
 from align.run import read_metrics
 from align.training.pictures import PICTURES
-from align.training.session import Session
+from align.training.runs import Run
 
 PAIR = ("before.png", "after.png")
 
 
-def write_report(session: Session, after: dict[str, float]) -> dict[str, Any]:
+def write_report(
+    session: Run, after: dict[str, float], card: Callable[[Any, dict[str, Any]], str]
+) -> dict[str, Any]:
     """Write report.json and the model card, upload where asked; returns the report.
 
-    `after` are the mean scores of the fixed pictures by the trained model, by reward term.
+    `after` are the mean scores of the fixed pictures by the trained model, by reward term;
+    `card(config, report)` is the text of the LoRA's card.
     """
     c, records = session.config, read_metrics(session.folder)
     judged = [record for record in records if "judge" in record]
@@ -40,7 +44,7 @@ def write_report(session: Session, after: dict[str, float]) -> dict[str, Any]:
     for name in PAIR:
         picture = (session.folder / "images" / name).read_bytes()
         write_atomic(session.folder / "lora" / name, picture)
-    write_atomic(session.folder / "lora" / "README.md", model_card(c, report))
+    write_atomic(session.folder / "lora" / "README.md", card(c, report))
     if c.push_to_hub:
         push_to_hub(session.folder / "lora", c.push_to_hub)
     return report
@@ -83,12 +87,13 @@ def model_card(config: TrainConfig, report: dict[str, Any]) -> str:
         "",
         "## Figures",
         "",
-        *_figures(report),
+        *figures(report),
     ]
     return "\n".join(lines) + "\n"
 
 
-def _figures(report: dict[str, Any]) -> list[str]:
+def figures(report: dict[str, Any]) -> list[str]:
+    """The card's lines of figures and pictures."""
     before, after = report["pictures"]["before"], report["pictures"]["after"]
     rows = [(f"{n} (fixed training pictures)", before[n], after[n]) for n in before if n in after]
     if "judge" in report:

@@ -2,7 +2,7 @@
 
 import importlib.util
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import AutocastKwargs, broadcast_object_list
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from align.config import TrainConfig
 from align.denoisers import denoiser_module, image_size
@@ -24,6 +25,7 @@ from align.rewards import load_reward
 from align.run import check_folder, open_run
 from align.training.embeddings import Embeddings
 from align.training.regularize import RunningScale
+from align.training.runs import check_tracker
 from align.training.windows import Window, parse_window
 
 SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
@@ -66,6 +68,7 @@ class Session:
     """Updates finished."""
     saved: int = -1
     """The step of the newest checkpoint."""
+    lora_metadata: dict[str, str] | None = None
     course: dict[str, Any] = field(default_factory=dict)
     """What a resumed run has to know: the base's `pictures` scores, and the judge's figures of
     the base (`base`) with `score`, `step` and `since` (judgments without a better one) of the best.
@@ -85,6 +88,29 @@ class Session:
     def micro(self) -> int:
         """Images per forward pass."""
         return min(self.config.micro_batch_size or self.share, self.share)
+
+    @property
+    def together(self) -> bool:
+        """Whether all processes must draw where one does."""
+        return self.config.shard
+
+    @property
+    def picture_settings(self) -> dict[str, Any]:
+        """What a PNG says of how it was drawn."""
+        c = self.config
+        return {
+            "negative_prompt": c.negative_prompt,
+            "num_inference_steps": c.num_inference_steps,
+            "guidance_scale": c.guidance_scale,
+            "scheduler": type(self.pipe.scheduler).__name__,
+            "eta": c.eta or None,
+        }
+
+    def draw(self, prompts: list[str], seeds: list[int]) -> Float[Tensor, "b 3 h w"]:
+        """Images of the present model, one per prompt, from the noise of its seed."""
+        from align.training.pictures import draw  # it imports this module
+
+        return draw(self, prompts, seeds)
 
 
 def open_session(config: TrainConfig, *, reward: Any = None, pipe: Any = None) -> Session:
@@ -192,28 +218,6 @@ def make_accelerator(config: TrainConfig, pipe: Any = None) -> tuple[Accelerator
         )
     accelerator.gradient_accumulation_steps = share // micro
     return accelerator, accelerator.device if count > 1 else device
-
-
-def start_trackers(session: Session) -> None:
-    """Begin the curves; those of a resumed run go on from its checkpoint."""
-    c = session.config
-    if c.tracker == "none":
-        return
-    if c.tracker == "tensorboard":  # the configuration is in run.json already
-        purge: dict[str, Any] = {"purge_step": session.done + 1} if session.done else {}
-        session.accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": purge})
-        return
-    values = {k: v for k, v in asdict(c).items() if isinstance(v, str | int | float | bool)}
-    session.accelerator.init_trackers("align", config=values)
-
-
-def check_tracker(tracker: str) -> None:
-    """Raise ValueError where the tracker's package is missing."""
-    if tracker in ("wandb", "trackio") and importlib.util.find_spec(tracker) is None:
-        raise ValueError(
-            f"tracker is {tracker!r}, which is not installed: pip install align-diffusion[track]; "
-            "tensorboard and none work without it"
-        )
 
 
 def trained_reward(config: TrainConfig, device: Any = "cpu", reward: Any = None) -> Any:

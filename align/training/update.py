@@ -19,6 +19,7 @@ from align.prompts import draw_prompts
 from align.sample import make_noise
 from align.training.regularize import DistanceToBase
 from align.training.rollout import rollout
+from align.training.runs import Run
 from align.training.session import Session
 from align.training.windows import Draw, draw_window, image_seed
 
@@ -168,7 +169,7 @@ def train_step(session: Session, update: int, stop_asked: Any = lambda: False) -
     }
 
 
-def agree(session: Session, fault: Diverged | None, stop: bool) -> None:
+def agree(session: Run, fault: Diverged | None, stop: bool) -> None:
     """Raise what any process has met, in all of them, so that none waits for another."""
     flags = torch.tensor([fault is not None, stop], dtype=torch.float32)
     if session.accelerator.num_processes > 1:

@@ -1,0 +1,117 @@
+"""One optimizer step on the images of an update, by GRPO or DPO."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from align.lora import lora_disabled
+from align.nar.policy import (
+    best_and_worst,
+    divergence,
+    dpo_loss,
+    group_advantages,
+    grpo_loss,
+    policy_logits,
+    token_log_probs,
+)
+from align.training.update import Diverged
+
+
+def inner_update(session: Any, sampled: Any, old: list[Tensor]) -> dict[str, float]:
+    """Forward, backward and a step; returns what to log, the mean over this process's images.
+
+    Args:
+        session, sampled: `align.nar.alignment.NarSession` and its `Sampled` images.
+        old: log-probabilities of the parts under the policy that drew them; filled by the first
+            step on these images, read by the further ones.
+
+    Raises Diverged, before the weights change, where the loss or the gradient is not finite.
+    """
+    c, accelerator = session.config, session.accelerator
+    session.optimizer.zero_grad()
+    backward = grpo_backward if c.method == "grpo" else dpo_backward
+    figures = backward(session, sampled, old)
+    for parameter in session.parameters:
+        gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        parameter.grad = accelerator.reduce(gradient, reduction="mean")
+    limit = c.max_grad_norm or math.inf
+    norm = float(torch.nn.utils.clip_grad_norm_(session.parameters, limit))
+    if not math.isfinite(norm + figures["loss"]):
+        raise Diverged(f"the loss is {figures['loss']}, the gradient's norm {norm}")
+    session.optimizer.step()
+    session.optimizer.zero_grad()
+    return figures | {"grad_norm": norm}
+
+
+def logits_of(session: Any, sampled: Any, rows: Tensor) -> Tensor:
+    """The policy's logits (b, n, v) for some of the images."""
+    c = session.config
+    return policy_logits(
+        session.pipe.transformer,
+        sampled.ids[rows],
+        sampled.condition[rows],
+        None if sampled.mask is None else sampled.mask[rows],
+        guidance_scale=c.guidance_scale,
+        temperature=c.temperature,
+    )
+
+
+def base_logits_of(session: Any, sampled: Any, rows: Tensor) -> Tensor:
+    """The same of the base model: the adapter is off."""
+    with torch.no_grad(), lora_disabled(session.pipe):
+        return logits_of(session, sampled, rows)
+
+
+def grpo_backward(session: Any, sampled: Any, old: list[Tensor]) -> dict[str, float]:
+    """Accumulate the gradient of the clipped policy gradient and the divergence from the base."""
+    c, count = session.config, len(sampled.ids)
+    advantages = group_advantages(sampled.scores, c.group_size, c.normalize_std)
+    totals = {"loss": 0.0, "kl": 0.0, "clipped": 0.0}
+    for number, rows in enumerate(torch.arange(count).split(c.micro_batch_size or count)):
+        logits = logits_of(session, sampled, rows)
+        log_probs = token_log_probs(logits, sampled.ids[rows])
+        if number == len(old):
+            old.append(log_probs.detach())
+        losses, clipped = grpo_loss(log_probs, old[number], advantages[rows], c.clip_range)
+        kl = torch.zeros_like(losses)
+        if c.kl_weight:
+            kl = divergence(logits, base_logits_of(session, sampled, rows)).mean(1)
+        loss = (losses + c.kl_weight * kl).sum() / count
+        loss.backward()
+        totals["loss"] += float(loss.detach())
+        totals["kl"] += float(kl.detach().sum()) / count
+        totals["clipped"] += float(clipped.sum()) / count
+    if not c.kl_weight:
+        del totals["kl"]
+    return totals
+
+
+def dpo_backward(session: Any, sampled: Any, old: list[Tensor]) -> dict[str, float]:
+    """Accumulate the gradient of DPO on the best and the worst of every group.
+
+    `kl` is the estimate of the divergence per token by the images at hand, best and worst.
+    """
+    c = session.config
+    best, worst = best_and_worst(sampled.scores, c.group_size)
+    groups = len(sampled.ids) // c.group_size
+    totals = {"loss": 0.0, "margin": 0.0, "accuracy": 0.0, "kl": 0.0}
+    size = max((c.micro_batch_size or len(sampled.ids)) // 2, 1)
+    for good, bad in zip(best.split(size), worst.split(size), strict=True):
+        if not len(good):
+            break
+        rows = torch.cat([good, bad])
+        ids = sampled.ids[rows]
+        log_probs = token_log_probs(logits_of(session, sampled, rows), ids)
+        base = token_log_probs(base_logits_of(session, sampled, rows), ids)
+        (won, lost), (base_won, base_lost) = log_probs.sum(1).chunk(2), base.sum(1).chunk(2)
+        losses = dpo_loss(won, lost, base_won, base_lost, c.beta)
+        loss = losses.sum() / groups
+        loss.backward()
+        margins = ((won - base_won) - (lost - base_lost)).detach()
+        totals["loss"] += float(loss.detach())
+        totals["margin"] += float(margins.sum()) / groups
+        totals["accuracy"] += float((margins > 0).sum()) / groups
+        totals["kl"] += float((log_probs.detach() - base).mean(1).sum()) / (2 * groups)
+    return totals
