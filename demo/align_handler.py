@@ -121,7 +121,7 @@ def show(shown: Any = None) -> tuple:
     if mark == shown:
         return (skip,) * 7
     if view is None:
-        return f'<div class="status">{NOTHING}</div>', None, None, None, None, no_file(), mark
+        return f'<div class="status">{NOTHING}</div>', "", "", None, None, no_file(), mark
     rewards, judged = curves(view.records)
     file = skip if mark[-1] == (shown or [None])[-1] else lora_file(view)
     return line(view), rewards, judged, view.before, view.latest, file, mark
@@ -151,9 +151,9 @@ def lora_file(view: "View") -> Any:
     return gr.update(value=named, interactive=True)
 
 
-def curves(records: list[dict[str, Any]]) -> tuple[Any, Any]:
-    """Tables for the plots: reward terms by update, and the judge by update."""
-    import pandas as pd
+def curves(records: list[dict[str, Any]]) -> tuple[str, str]:
+    """Pictures of curves: reward terms by update, and the judge by update."""
+    from align.demo.curves import curves as drawn
 
     rows = [
         (record["step"], name, value)
@@ -161,17 +161,18 @@ def curves(records: list[dict[str, Any]]) -> tuple[Any, Any]:
         for name, value in (record.get("terms") or {"reward": record["reward"]}).items()
         if value is not None
     ]
-    judged = [(r["step"], r["judge"]) for r in records if r.get("judge") is not None]
+    judged = [(r["step"], "judge", r["judge"]) for r in records if r.get("judge") is not None]
     return (
-        pd.DataFrame(rows, columns=["update", "reward", "score"]),
-        pd.DataFrame(judged, columns=["update", "judge"]),
+        drawn(rows, "update", "reward of the update"),
+        drawn(judged, "update", "held-out judge"),
     )
 
 
 def line(view: "View") -> str:
     """How far the training is and what it has reached."""
     config, records = view.config, view.records
-    what = f"{view.folder.name}: {config.get('reward', 'a reward')} on {config.get('model', '…')}"
+    what = view.folder.name
+    what += f": {config['reward']} on {config['model']}" if config else ""
     warnings = [r["warning"] for r in records if r.get("warning")][-1:]
     if view.running:
         total = config.get("steps") or 1

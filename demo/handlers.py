@@ -17,7 +17,16 @@ import gradio as gr
 
 from align.config import GenerateConfig
 from align.demo import values
-from align.demo.choices import NO_LORA, check_lora, check_model, defaults, loras, models
+from align.demo.choices import (
+    NO_LORA,
+    check_lora,
+    check_model,
+    defaults,
+    expressions,
+    loras,
+    models,
+    nar_models,
+)
 from align.demo.links import address
 from align.demo.messages import one_sentence, plural, progress, status
 from align.demo.streaming import stopped, until_stopped
@@ -165,14 +174,21 @@ def findings(verdicts: "list[Verdict]", config: Any) -> str:
 
 
 def warm_up() -> None:
-    """Import what is heavy and load the first model, in the background."""
+    """Import what is heavy and load what is asked for first, in the background."""
 
     def load() -> None:
         try:
-            from align.demo.pictures import SLOT, pipeline
+            from align.demo.pictures import SLOT, pipeline, reward_of
 
             with SLOT:
                 pipeline(models()[0], ())
+            if nar_models():
+                from align.demo.drawing import nar_pipeline
+
+                with SLOT:
+                    nar_pipeline(nar_models()[0])
+            with SLOT:
+                reward_of(expressions()[0])
         except Exception:
             log.exception("the first model could not be loaded")
 

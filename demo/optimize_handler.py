@@ -34,7 +34,6 @@ WEIGHTS = ("category", "uniform")
 BUDGET = (1, 200)  # images
 STEPS = (1, 50)
 BATCH = 4  # small, so that the first frame comes soon
-COLUMNS = ("images made", "reward", "gain")
 assert set(METHODS) == set(get_args(Method))
 
 
@@ -79,7 +78,7 @@ def make_optimize(allow_any_model: bool) -> Callable[..., Iterator[tuple]]:
 def _run(config: OptimizeRunConfig, run_name: Any) -> Iterator[tuple]:
     unchanged, command = gr.skip(), command_line("optimize", config)
     loading = status("Loading the model and the rewards …")
-    yield None, None, [], curves(None), loading, "", unchanged, config.seed, command
+    yield None, None, [], "", loading, "", unchanged, config.seed, command
     from align.demo.search import search_steps  # takes a while at first
 
     found = None
@@ -107,7 +106,7 @@ def frame(found: "Found", shown: "Found | None", config: OptimizeRunConfig, line
         found.best if fresh else skip,
         found.initial if shown is None or found.initial != shown.initial else skip,
         list(found.path) if fresh else skip,
-        curves(found) if found.step else skip,
+        curves(found) if found.step and found.rows != (shown.rows if shown else ()) else skip,
         line,
         explanation(found, config) if shown is None else skip,
         gr.update(value=found.noise, interactive=True) if fresh and found.noise else skip,
@@ -116,11 +115,11 @@ def frame(found: "Found", shown: "Found | None", config: OptimizeRunConfig, line
     )
 
 
-def curves(found: "Found | None") -> Any:
-    """The gains so far as a table for the plot."""
-    import pandas as pd
+def curves(found: "Found") -> str:
+    """The gains so far as a picture of curves, one a reward."""
+    from align.demo.curves import curves as drawn
 
-    return pd.DataFrame(found.rows if found else (), columns=list(COLUMNS))
+    return drawn(found.rows, "images made", "gain over the first picture")
 
 
 def running(found: "Found", config: OptimizeRunConfig) -> str:

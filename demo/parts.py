@@ -24,7 +24,7 @@ THEME = gr.themes.Default(
 CSS = """
 .gradio-container { max-width: 1180px !important; margin: 0 auto !important; }
 .pictures .grid-wrap { min-height: 0; max-height: none; overflow: visible; padding-top: 2.2rem; }
-.pictures img, .picture img { image-rendering: auto; }
+.picture img { width: 100%; height: 100%; object-fit: contain; }
 @media (min-width: 700px) { /* more than four pictures: four in a row */
   .pictures .grid-container:has(> :nth-child(5)) { grid-template-columns: repeat(4, 1fr); }
 }
@@ -44,8 +44,11 @@ CSS = """
 .findings.wide { overflow-x: auto; }
 .findings table { border-collapse: collapse; width: 100%; margin: .2rem 0 .6rem; }
 .findings caption { text-align: left; font-weight: 600; padding: .3rem 0; }
-.findings th, .findings td { text-align: left; padding: .3rem .7rem .3rem 0; vertical-align: top;
-  border-bottom: 1px solid var(--border-color-primary); font-variant-numeric: tabular-nums; }
+.findings th, .findings td { text-align: left; padding: .3rem 1rem .3rem 0 !important;
+  vertical-align: top; border: 0 !important; font-variant-numeric: tabular-nums;
+  border-bottom: 1px solid var(--border-color-primary) !important; }
+.curves svg { width: 100%; height: auto; }
+.dark .curves svg { filter: invert(.88) hue-rotate(180deg); }
 .findings thead th { font-weight: 600; white-space: nowrap; }
 """
 # Ctrl-Enter runs the tab in view; a link to the settings is copied, and stands in the address bar.
@@ -172,7 +175,7 @@ def reward_box(tab: str, allow_any_model: bool) -> gr.Dropdown:
     ready = expressions()
     more = ", or a file: rewards.py:function" if allow_any_model else ""
     return gr.Dropdown(
-        [(f"all of them: {text}" if "," in text else text, text) for text in ready],
+        [("all of the embedded rewards" if "," in text else text, text) for text in ready],
         value=ready[0] if ready else None,
         label="Reward",
         allow_custom_value=True,

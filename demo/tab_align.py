@@ -115,14 +115,8 @@ def outputs() -> dict:
         "elem_classes": "picture",
     }
     status = gr.HTML(label="Status", elem_id="align-status")
-    curves = gr.LinePlot(
-        x="update", y="score", color="reward", label="Reward of each update",
-        height=220, buttons=["fullscreen"], elem_id="align-curves",
-    )  # fmt: skip
-    judged = gr.LinePlot(
-        x="update", y="judge", label="Held-out judge: share of facts right on unseen prompts",
-        height=180, buttons=["fullscreen"], elem_id="align-judge",
-    )  # fmt: skip
+    curves = gr.HTML(label="Reward of each update", elem_id="align-curves")
+    judged = gr.HTML(label="Held-out judge", elem_id="align-judge")
     with gr.Row():
         before = gr.Image(
             label="Before", alt_text="Eight pictures before the training",

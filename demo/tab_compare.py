@@ -39,7 +39,7 @@ def build(page: gr.Blocks, allow_any_model: bool) -> dict:
         with gr.Column(scale=6, min_width=300):
             gallery = parts.pictures("compare")
             status = gr.HTML(label="Status", elem_id="compare-status")
-            table = gr.HTML(label="Scores by method", elem_id="compare-table")
+    table = gr.HTML(label="Scores by method", elem_id="compare-table")
     command = parts.command_box("compare")
     name = gr.Textbox("", label="Name of the run", visible=False)
     fields = {

@@ -84,16 +84,7 @@ def outputs() -> dict:
             min_width=140, **look,
         )  # fmt: skip
     status = gr.HTML(label="Status", elem_id="optimize-status")
-    curves = gr.LinePlot(
-        x="images made",
-        y="gain",
-        color="reward",
-        y_title="gain over the first picture",
-        label="Gain of each reward",
-        height=240,
-        buttons=["fullscreen"],
-        elem_id="optimize-curves",
-    )
+    curves = gr.HTML(label="Gain of each reward", elem_id="optimize-curves")
     path = parts.pictures("optimize", "The path: every new best, with its score", columns=4)
     explained = gr.HTML(label="Why these weights", elem_id="optimize-explained")
     with gr.Row():
