@@ -6,6 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from align.demo.choices import EMBEDDED, embedded
+from align.demo.messages import plural
 from align.rewards.listing import list_rewards
 
 PACKAGES = (
@@ -71,7 +72,9 @@ def device() -> str:
 
     name = best_device()
     detail = (
-        torch.cuda.get_device_name() if name == "cuda" else f"{torch.get_num_threads()} threads"
+        torch.cuda.get_device_name()
+        if name == "cuda"
+        else plural(torch.get_num_threads(), "thread")
     )
     where = f"<b>{escape(name)}</b> ({escape(detail)})"
     return f'<div class="findings"><p>Models run on {where}.</p></div>'

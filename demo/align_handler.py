@@ -81,7 +81,7 @@ def judging(model: str) -> dict[str, Any]:
     """The judge, where there is one that nobody trains on."""
     if not model.startswith("embedded/"):
         return {}
-    return {"judge": "verifier-partial", "judge_images": 16, "judge_every": 20}
+    return {"judge": "verifier-partial", "judge_images": 16, "judge_every": 10}
 
 
 def lines(text: Any) -> list[str]:
@@ -111,9 +111,9 @@ def stop(owner: Any = "") -> tuple:
 
 
 def show(shown: Any = None) -> tuple:
-    """(status, curves, judge's curve, before, latest, LoRA's file, what was shown).
+    """How far the newest training is, and what it has reached.
 
-    `shown` is the last value of the former call: where nothing is new everything is skipped.
+    Returns (status, curves, judge's curve, before, latest, LoRA's file, what was shown). `shown` is the last value of the former call: where nothing is new everything is skipped.
     """
     view = training.newest()
     mark = fingerprint(view)
@@ -164,7 +164,7 @@ def curves(records: list[dict[str, Any]]) -> tuple[str, str]:
     judged = [(r["step"], "judge", r["judge"]) for r in records if r.get("judge") is not None]
     return (
         drawn(rows, "update", "reward of the update"),
-        drawn(judged, "update", "held-out judge"),
+        drawn(judged, "update", "held-out judge") if len(judged) > 1 else "",
     )
 
 

@@ -24,6 +24,7 @@ THEME = gr.themes.Default(
 CSS = """
 .gradio-container { max-width: 1180px !important; margin: 0 auto !important; }
 .pictures .grid-wrap { min-height: 0; max-height: none; overflow: visible; padding-top: 2.2rem; }
+.picture .image-frame { padding-top: 2.1rem; }
 .picture img { width: 100%; height: 100%; object-fit: contain; }
 @media (min-width: 700px) { /* more than four pictures: four in a row */
   .pictures .grid-container:has(> :nth-child(5)) { grid-template-columns: repeat(4, 1fr); }
@@ -42,6 +43,7 @@ CSS = """
 .dark .findings .good b { color: #4ade80; }
 .dark .findings .bad b { color: #fca5a5; }
 .findings.wide { overflow-x: auto; }
+.findings table, .findings tr { border: 0 !important; }
 .findings table { border-collapse: collapse; width: 100%; margin: .2rem 0 .6rem; }
 .findings caption { text-align: left; font-weight: 600; padding: .3rem 0; }
 .findings th, .findings td { text-align: left; padding: .3rem 1rem .3rem 0 !important;
