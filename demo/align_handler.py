@@ -113,7 +113,8 @@ def stop(owner: Any = "") -> tuple:
 def show(shown: Any = None) -> tuple:
     """How far the newest training is, and what it has reached.
 
-    Returns (status, curves, judge's curve, before, latest, LoRA's file, what was shown). `shown` is the last value of the former call: where nothing is new everything is skipped.
+    Returns (status, curves, judge's curve, before, latest, LoRA's file, what was shown). `shown`
+    is the last value of the former call: where nothing is new everything is skipped.
     """
     view = training.newest()
     mark = fingerprint(view)
