@@ -18,6 +18,9 @@ THEME = gr.themes.Default(
     button_primary_background_fill_hover="*primary_700",
     block_info_text_color="*neutral_600",
     block_info_text_color_dark="*neutral_300",
+    body_text_color_subdued="*neutral_600",
+    body_text_color_subdued_dark="*neutral_300",
+    link_text_color_dark="*primary_300",
     input_placeholder_color="*neutral_500",
     input_placeholder_color_dark="*neutral_400",
 )
@@ -29,6 +32,8 @@ CSS = """
 @media (min-width: 700px) { /* more than four pictures: four in a row */
   .pictures .grid-container:has(> :nth-child(5)) { grid-template-columns: repeat(4, 1fr); }
 }
+#tabs button[role=tab][aria-selected=true] { color: var(--primary-700); }
+.dark #tabs button[role=tab][aria-selected=true] { color: var(--primary-300); }
 .status p, .findings p, .findings ul { margin: 0 0 .35rem; }
 .status progress { appearance: none; width: 100%; height: .5rem; border: 0; border-radius: 4px;
   overflow: hidden; background: var(--neutral-300); }

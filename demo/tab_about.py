@@ -22,7 +22,7 @@ def build(tab: gr.Tab) -> None:
     gr.Markdown(
         "### From a program\n"
         f"{endpoints}\n"
-        "```python\n"
+        "```text\n"
         "from gradio_client import Client\n\n"
         'client = Client("http://127.0.0.1:7860")\n'
         'client.predict(prompt="three green stars", api_name="/generate")\n'
