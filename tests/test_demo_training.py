@@ -44,6 +44,7 @@ def wait_for(holds):
     pytest.fail(f"never came: {view}, {(folders.NOTES / f'{view.folder.name}.log').read_text()}")
 
 
+@pytest.mark.slow
 def test_a_training_runs_beside_the_page_and_stop_saves_a_lora_that_others_see():
     status, *_, command = train()
     assert "Loading the model" in status
@@ -72,6 +73,7 @@ def test_a_training_runs_beside_the_page_and_stop_saves_a_lora_that_others_see()
     assert str(view.folder) in [value for _, value in choices.loras("embedded/scenes")]
 
 
+@pytest.mark.slow
 def test_a_training_that_fails_says_why_in_a_line(monkeypatch):
     monkeypatch.setattr(training, "command", lambda *_: ["align", "train", "--reward", "nothing"])
     train()

@@ -135,7 +135,7 @@ def open_page(chromium, server):
             ),
         )
         page.goto(address + query)
-        page.get_by_role("tab", name="About").wait_for()
+        page.locator("button.run").locator("visible=true").first.wait_for()
         return page
 
     yield opened

@@ -3,10 +3,13 @@
 import json
 import re
 
+import pytest
 from playwright.sync_api import expect
 from safetensors.torch import load_file
 
 from .helpers import fill, open_tab, picture, quiet, unfold
+
+pytestmark = pytest.mark.slow
 
 
 def test_a_training_survives_a_reload_is_seen_by_others_and_gives_a_lora(

@@ -1,15 +1,19 @@
 """Every tab on a phone, in the dark, and for those who read with other means (axe-core)."""
 
+import json
+
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 
 from .helpers import TABS, open_tab, quiet
 
+pytestmark = pytest.mark.slow
+
 FOUND = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_no_serious_finding_of_axe_in_any_tab(open_page, server, scheme):
+def test_no_serious_finding_of_axe_in_any_tab(open_page, server, artifacts, scheme):
     page = open_page(color_scheme=scheme)
     options = {"runOnly": {"type": "tag", "values": FOUND}, "resultTypes": ["violations"]}
     serious = []
@@ -24,6 +28,7 @@ def test_no_serious_finding_of_axe_in_any_tab(open_page, server, scheme):
             for found in response["violations"]
             if found["impact"] in ("serious", "critical")
         ]
+    (artifacts / f"axe-{scheme}.json").write_text(json.dumps(serious, indent=1))
     assert serious == []
     quiet(page, server[1])
 

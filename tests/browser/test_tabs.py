@@ -2,6 +2,7 @@
 
 import re
 
+import pytest
 import torch
 from demo_helpers import SHIPPED_NAR
 from PIL import Image
@@ -10,6 +11,7 @@ from safetensors.torch import load_file
 
 from .helpers import fill, open_tab, picture, quiet, unfold
 
+pytestmark = pytest.mark.slow
 PROMPT = "two green stars"
 
 
