@@ -109,7 +109,8 @@ def test_a_search_is_that_of_align_optimize_and_its_noise_gives_the_picture():
     assert "tab=optimize" in last["status"]
     assert all(term in last["why"] and term in last["curve"] for term in TERMS)
     assert "numeracy 100%" in last["why"].lower()
-    assert last["command"].startswith("align optimize 'two green stars'")
+    assert last["command"].startswith("align optimize ")
+    assert "'two green stars'" in last["command"]
 
 
 def test_a_stopped_search_keeps_its_best():

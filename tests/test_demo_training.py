@@ -58,7 +58,7 @@ def test_a_training_runs_beside_the_page_and_stop_saves_a_lora_that_others_see()
     shown = align_handler.show(None)
     assert "Update" in shown[0]
     assert "<svg" in shown[1]
-    with pytest.raises(gr.Error, match="only the browser that started"):
+    with pytest.raises(gr.Error, match="Only the browser that started"):
         align_handler.stop("other")
     align_handler.stop("me")
     view = wait_for(lambda view: not view.running)
@@ -88,7 +88,7 @@ def test_without_a_training_the_page_says_what_to_do():
     status, *_, mark = align_handler.show(None)
     assert "No training yet" in status
     assert align_handler.show(mark) == (gr.skip(),) * 7
-    with pytest.raises(gr.Error, match="no training is under way"):
+    with pytest.raises(gr.Error, match="No training is under way"):
         align_handler.stop("me")
 
 

@@ -37,7 +37,7 @@ def test_a_training_survives_a_reload_is_seen_by_others_and_gives_a_lora(
     open_tab(other, "Align")
     expect(other.locator("#align-status")).to_contain_text(under_way)
     other.locator("#align-stop").click()
-    expect(other.get_by_test_id("toast-body")).to_contain_text("only the browser that started")
+    expect(other.get_by_test_id("toast-body")).to_contain_text("Only the browser that started")
 
     page.locator("#align-stop").click()
     ended = re.compile(r"after \d+ updates?")
