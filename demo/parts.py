@@ -25,7 +25,7 @@ THEME = gr.themes.Default(
     input_placeholder_color_dark="*neutral_400",
 )
 CSS = """
-.gradio-container { max-width: 1180px !important; margin: 0 auto !important; }
+.gradio-container { max-width: 1180px !important; margin: 0 auto !important; overflow-x: clip; }
 .pictures .grid-wrap { min-height: 0; max-height: none; overflow: visible; padding-top: 2.2rem; }
 .picture .image-frame { padding-top: 2.1rem; }
 .picture img { width: 100%; height: 100%; object-fit: contain; }
