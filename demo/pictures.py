@@ -16,17 +16,19 @@ from align.commands import generate_batch, picture_settings
 from align.config import GenerateConfig
 from align.demo.streaming import stream
 from align.denoisers import image_size
-from align.models import load_pipeline
+from align.models import best_device, load_pipeline
 from align.pixels import decode
 from align.prompt_words import prompt_warnings
 from align.report import objects_text
+from align.rewards import load_reward
 from align.run import save_image
 
 SLOT = threading.Lock()  # a stopped job may still be finishing its step when the next one starts
 PREVIEW_EVERY = 0.4  # seconds
 PREVIEW_SHARE = 0.25  # of the time at most goes into previews
 SIZE_FACTOR = 2  # sides up to this many times the model's own
-KEPT_PIPELINES = 2
+KEPT_PIPELINES = 3
+KEPT_REWARDS = 4
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def generate_steps(config: GenerateConfig) -> Generator[Update | None, None, Non
     return stream(functools.partial(_generate, config))
 
 
-def _generate(config: GenerateConfig, report: Callable[[Update], None]) -> None:
+def _generate(config: GenerateConfig, report: Callable[[Update | None], None]) -> None:
     with SLOT, torch.no_grad():
         steps = config.num_inference_steps or 1
         report(Update(steps))
@@ -102,6 +104,12 @@ def _load(model: str, lora: tuple[str, ...], changed: tuple[float, ...]) -> Any:
     return load_pipeline(model, lora=lora or None)
 
 
+@functools.lru_cache(maxsize=KEPT_REWARDS)
+def reward_of(expression: str) -> Any:
+    """The reward of an expression; the last few are kept."""
+    return load_reward(expression, best_device())
+
+
 def _changed(lora: str) -> float:
     """When a LoRA on this disk was last written; 0 for one on the Hub."""
     folder = Path(lora.rpartition("=")[0] or lora).expanduser()
@@ -121,17 +129,22 @@ def check_size(pipe: Any, height: int | None, width: int | None) -> None:
 
 
 def save_pictures(
-    images: Float[Tensor, "b 3 h w"], config: GenerateConfig, settings: dict[str, Any], folder: Path
+    images: Float[Tensor, "b 3 h w"], config: Any, settings: dict[str, Any], folder: Path
 ) -> list[Path]:
     """Write each image as a PNG that says how it was made; returns the files."""
-    words = "-".join("".join(c if c.isalnum() else " " for c in config.prompt[0]).split())
     paths = []
     for index, image in enumerate(images):
         seed = config.seed + index
-        path = folder / f"{words[:60] or 'picture'}-seed-{seed}.png"
+        path = folder / f"{slug(config.prompt[0])}-seed-{seed}.png"
         save_image(path, image, prompt=config.prompt[0], seed=seed, **settings)
         paths.append(path)
     return paths
+
+
+def slug(prompt: str) -> str:
+    """A prompt as part of a file's name."""
+    words = "-".join("".join(c if c.isalnum() else " " for c in prompt).split())
+    return words[:60].encode()[:120].decode(errors="ignore") or "picture"
 
 
 def judge(model: str, prompt: str, images: Float[Tensor, "b 3 h w"]) -> list[Verdict]:

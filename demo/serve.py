@@ -4,7 +4,8 @@ import logging
 import threading
 
 from align.config import DemoConfig
-from align.demo import app, handlers
+from align.demo import app, handlers, training, uploads
+from align.demo.guard import Guard
 
 log = logging.getLogger(__name__)
 FIRST_PORT = 7860
@@ -16,6 +17,8 @@ def serve(config: DemoConfig) -> None:
 
     Raises OSError where the port is taken.
     """
+    from starlette.middleware import Middleware
+
     page = app.build(config.allow_any_model)
     page.queue(max_size=QUEUE, default_concurrency_limit=4)
     _, address, public = page.launch(
@@ -29,7 +32,8 @@ def serve(config: DemoConfig) -> None:
         run_history=False,
         enable_monitoring=False,
         footer_links=["api"],
-        max_file_size="10mb",
+        max_file_size=uploads.MAX_BYTES,
+        app_kwargs={"middleware": [Middleware(Guard, page=page)]},
         **app.APPEARANCE,
     )
     log.info("the demo is at %s", public or address)
@@ -37,4 +41,5 @@ def serve(config: DemoConfig) -> None:
     try:
         threading.Event().wait()
     finally:
+        training.end()
         page.close()

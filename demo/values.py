@@ -4,11 +4,15 @@ Each function returns the value or raises TypeError or ValueError in one sentenc
 """
 
 import random
+from collections.abc import Collection
 from typing import Any
+
+from align.checks import one_of
 
 MAX_SEED = 2**31 - 1
 RANDOM_SEEDS = 1_000_000  # few digits are easier to read and to note down
 PROMPT_LENGTH = 1000  # characters
+MIN, MAX = -1e9, 1e9  # of a number that has no bounds of its own
 
 
 def text(name: str, value: Any, needed: bool = False) -> str:
@@ -42,11 +46,30 @@ def whole(name: str, value: Any, low: int, high: int) -> int:
     return int(checked)
 
 
+def one(name: str, value: Any, allowed: Collection[str]) -> str:
+    """One of the names allowed."""
+    if not isinstance(value, str) or value not in allowed:
+        raise ValueError(f"{name} is {short(value)}; {one_of(value, allowed)}")
+    return value
+
+
+def some(name: str, value: Any, allowed: Collection[str]) -> list[str]:
+    """One or several of the names allowed, each once."""
+    if not isinstance(value, list) or not value:
+        raise ValueError(f"{name} is {short(value)}; choose at least one of {', '.join(allowed)}")
+    return list(dict.fromkeys(one(name, part, allowed) for part in value))
+
+
+def flag(name: str, value: Any) -> bool:
+    """True or false."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} is {short(value)}; it must be true or false")
+    return value
+
+
 def seed(value: Any, randomize: Any) -> int:
     """The seed given, or a random one."""
-    if not isinstance(randomize, bool):
-        raise TypeError(f"randomize_seed is {short(randomize)}; it must be true or false")
-    if randomize:
+    if flag("randomize_seed", randomize):
         return random.SystemRandom().randrange(RANDOM_SEEDS)
     return whole("seed", value, 0, MAX_SEED)
 

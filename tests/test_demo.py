@@ -14,8 +14,8 @@ from PIL import Image
 from tiny import build
 
 from align.config import GenerateConfig
-from align.demo import app, handlers
-from align.demo.streaming import Stopped, stream
+from align.demo import app, choices, handlers, messages, parts
+from align.demo.streaming import Stopped, stop, stream
 from align.lora import add_lora, save_lora
 from align.run import to_pil
 from align.sample import generate
@@ -183,16 +183,16 @@ def test_a_stopped_run_says_so_last_and_others_go_on(model, monkeypatch):
         if not is_skip(status):
             texts.append(status)
         if "Step" in texts[-1]:
-            handlers.stop("mine")
+            stop("mine")
     assert len(steps) < 100
-    assert texts[-1] == handlers.status("Stopped.")
-    handlers.stop("queued")  # before its turn has come
+    assert texts[-1] == messages.status("Stopped.")
+    stop("queued")  # before its turn has come
     queued = list(handlers.make_generate(True)(*values(model), "queued"))
-    assert queued[-1][2] == handlers.status("Stopped.")
+    assert queued[-1][2] == messages.status("Stopped.")
     other = list(handlers.make_generate(True)(*values(model), "other"))
     assert "2 pictures in" in other[-1][2]
     for odd in ("", None, 3, ["a"]):
-        handlers.stop(odd)
+        stop(odd)
     assert "2 pictures in" in run(model)[-1][2]
 
 
@@ -266,10 +266,10 @@ def test_bad_values_give_one_sentence(model, changes, text):
 
 
 def test_only_listed_models_and_loras_are_taken_unless_told_otherwise(model, monkeypatch):
-    monkeypatch.setattr(handlers, "models", lambda: ["embedded/scenes"])
+    monkeypatch.setattr(choices, "models", lambda: ["embedded/scenes"])
     with pytest.raises(gr.Error, match="embedded/scenes"):
         run(model, allow_any_model=False)
-    monkeypatch.setattr(handlers, "models", lambda: [model])
+    monkeypatch.setattr(choices, "models", lambda: [model])
     with pytest.raises(gr.Error, match="none yet"):
         run(model, allow_any_model=False, lora="/etc/passwd")
 
@@ -282,8 +282,8 @@ def test_trained_loras_are_listed_and_change_the_pictures(model, runs):
         save_lora(pipe, runs / name / "lora")
         config = {"model": trained_on, "reward": "jpeg"}
         (runs / name / "run.json").write_text(json.dumps({"config": config}))
-    assert handlers.loras(model) == [("none", ""), ("a (jpeg)", "runs/a")]
-    assert {value for _, value in handlers.loras()} == {"", "runs/a", "runs/b"}
+    assert choices.loras(model) == [("none", ""), ("a (jpeg)", "runs/a")]
+    assert {value for _, value in choices.loras()} == {"", "runs/a", "runs/b"}
     base, tuned = (run(model, lora=lora)[-1] for lora in ("", "runs/a"))
     assert base[0][0][0].tobytes() != tuned[0][0][0].tobytes()
     assert "--lora runs/a" in tuned[4]
@@ -324,8 +324,13 @@ def test_the_page_has_the_endpoint_and_examples_of_seen_combinations():
     with ThreadPoolExecutor(1) as thread:  # Playwright leaves a running loop in this one
         page = thread.submit(asyncio.run, build_page()).result()
     names = page.get_api_info()["named_endpoints"]
-    assert list(names) == ["/generate"]
-    assert not any(is_heldout(text) for text in app.EXAMPLES)
-    assert page.config["dependencies"]
-    jobs = [f for f in page.fns.values() if f.api_name == "generate"]
-    assert [(job.concurrency_id, job.concurrency_limit) for job in jobs] == [("gpu", 1)]
+    work = ["generate", "optimize", "nar", "compare"]
+    assert set(names) == {f"/{name}" for name in (*work, "train", "training", "stop_training")}
+    assert not any(is_heldout(text) for text in parts.EXAMPLES)
+    jobs = {f.api_name: f for f in page.fns.values()}
+    assert {(jobs[name].concurrency_id, jobs[name].concurrency_limit) for name in work} == {
+        ("gpu", 1)
+    }
+    for name in names:  # every endpoint says what it does and takes named values
+        assert names[name]["description"]
+        assert all(one["parameter_name"] for one in names[name]["parameters"])

@@ -164,7 +164,7 @@ def _search(run: Path, pipe: Any, reward: Any, config: OptimizeRunConfig, job: _
     names = [field.name for field in dataclasses.fields(OptimizeConfig)]
     values: dict[str, Any] = {name: getattr(config, name) for name in names}
     values["seed"] = job.seed
-    settings = _picture_settings(config, pipe)
+    settings = picture_settings(config, pipe)
     folder = PromptFolder(
         folder_of(run, job.index), job.prompt, job.seed, settings, keep=config.best
     )
@@ -195,7 +195,8 @@ def _search(run: Path, pipe: Any, reward: Any, config: OptimizeRunConfig, job: _
         )
 
 
-def _picture_settings(config: OptimizeRunConfig, pipe: Any) -> dict[str, Any]:
+def picture_settings(config: OptimizeRunConfig, pipe: Any) -> dict[str, Any]:
+    """What a PNG says, beside its prompt and seed, of how it was made."""
     return {
         "model": config.model,
         "method": config.method,

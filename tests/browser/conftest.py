@@ -12,6 +12,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from demo_helpers import nar_model
 from playwright.sync_api import expect, sync_playwright
 
 ARTIFACTS = Path(__file__).parents[1] / "artifacts"
@@ -41,18 +42,16 @@ def artifacts():
     return ARTIFACTS
 
 
-@pytest.fixture(scope="session")
-def server(tmp_path_factory, artifacts):
-    """(address, log file) of `align demo`, run in a folder of its own."""
+@contextlib.contextmanager
+def serving(folder, log, *flags):
+    """The address of `align demo`, run in a folder of its own."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    worker = os.environ.get("PYTEST_XDIST_WORKER", "main")  # each has a server of its own
-    address, log = f"http://127.0.0.1:{port}/", artifacts / f"demo-{worker}.log"
-    folder = tmp_path_factory.mktemp("demo")
+    address = f"http://127.0.0.1:{port}/"
     with log.open("w") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "align", "demo", "--port", str(port)],
+            [sys.executable, "-m", "align", "demo", "--port", str(port), *flags],
             cwd=folder,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -60,13 +59,34 @@ def server(tmp_path_factory, artifacts):
         )
     try:
         wait_for(address, process, log)
-        yield address, log
+        yield address
     finally:
         process.send_signal(signal.SIGINT)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(10)
+            process.wait(90)  # a training may have to be saved
         process.kill()
         process.wait()
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory, artifacts):
+    """(address, log file) of the demo."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "main")  # each has a server of its own
+    log = artifacts / f"demo-{worker}.log"
+    with serving(tmp_path_factory.mktemp("demo"), log) as address:
+        yield address, log
+
+
+@pytest.fixture(scope="session")
+def nar_server(request, tmp_path_factory, artifacts):
+    """(address, log file, NAR model): where no NAR model is shipped, a demo that takes a folder."""
+    name = nar_model(tmp_path_factory.mktemp("nar") / "tiny")
+    if name.startswith("embedded/"):
+        yield *request.getfixturevalue("server"), name
+        return
+    log = artifacts / f"demo-nar-{os.environ.get('PYTEST_XDIST_WORKER', 'main')}.log"
+    with serving(tmp_path_factory.mktemp("demo-nar"), log, "--allow-any-model") as address:
+        yield address, log, name
 
 
 def wait_for(address, process, log):
@@ -99,7 +119,7 @@ def open_page(chromium, server):
     """Opens the demo in a window of its own: `open_page(width, height)`."""
     contexts = []
 
-    def opened(width=1280, height=900, **settings):
+    def opened(width=1280, height=900, address=server[0], query="", **settings):
         context = chromium.new_context(viewport={"width": width, "height": height}, **settings)
         contexts.append(context)
         page = context.new_page()
@@ -110,12 +130,12 @@ def open_page(chromium, server):
             "request",
             lambda request: (
                 None
-                if request.url.startswith((server[0], "data:", "blob:"))
+                if request.url.startswith((address, "data:", "blob:"))
                 else page.foreign.append(request.url)
             ),
         )
-        page.goto(server[0])
-        page.get_by_role("button", name="Run", exact=True).wait_for()
+        page.goto(address + query)
+        page.locator("button.run").locator("visible=true").first.wait_for()
         return page
 
     yield opened

@@ -1,0 +1,198 @@
+"""The Compare tab, `/compare`: its values -> CompareConfig -> updates of the page."""
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+
+from align.demo import values
+from align.demo.choices import check_lora, check_model, check_reward, nar_models
+from align.demo.links import address
+from align.demo.messages import one_sentence, plural, progress, status
+from align.demo.streaming import stopped, until_stopped
+from align.evaluation.config import CompareConfig
+from align.report import command_line
+
+if TYPE_CHECKING:
+    from align.demo.comparing import Compared, Entry
+
+METHODS = {
+    "base": "Base model",
+    "lora": "With the LoRA",
+    "bon": "Best of N",
+    "carinox": "Optimized noise (CARINOX)",
+    "nar": "NAR",
+}
+BUDGET = (1, 64)  # images
+
+
+def methods() -> dict[str, str]:
+    """What can be compared here; NAR needs its model."""
+    return {name: text for name, text in METHODS.items() if name != "nar" or nar_models()}
+
+
+def make_compare(allow_any_model: bool) -> Callable[..., Iterator[tuple]]:
+    """The handler of the tab. It yields (gallery, table, status, seed, command)."""
+
+    def compare(
+        prompt: str,
+        chosen: list[str],
+        budget: float,
+        reward: str,
+        model: str,
+        lora: str,
+        seed: float,
+        randomize_seed: bool,
+        num_inference_steps: float,
+        guidance_scale: float,
+        run_name: str = "",
+    ) -> Iterator[tuple]:
+        """One prompt by several methods, each at the same budget; `stop(run_name)` ends it."""
+        with one_sentence():
+            prompt = values.text("prompt", prompt, needed=True)
+            config = CompareConfig(
+                methods=labels(
+                    values.some("methods", chosen, methods()), check_lora(lora, allow_any_model)
+                ),
+                budget=f"{values.whole('budget', budget, *BUDGET)}images",
+                reward=check_reward(reward, allow_any_model),
+                model=check_model(model, allow_any_model),
+                seed=values.seed(seed, randomize_seed),
+                num_inference_steps=values.whole("steps", num_inference_steps, 1, 50),
+                guidance_scale=values.number("guidance", guidance_scale, 1, 20),
+            )
+            yield from _run(config, prompt, run_name)
+
+    return compare
+
+
+def labels(chosen: list[str], lora: tuple[str, ...]) -> str:
+    """The methods as `align compare --methods` takes them."""
+    if "lora" in chosen and not lora:
+        raise ValueError("a LoRA is to be compared but none is chosen; choose one under Settings")
+    known = {"lora": f"lora={lora[0]}" if lora else "", "nar": f"nar={(nar_models() or [''])[0]}"}
+    return ",".join(known.get(name, name) for name in METHODS if name in chosen)
+
+
+def _run(config: CompareConfig, prompt: str, run_name: Any) -> Iterator[tuple]:
+    unchanged = gr.skip()
+    command = command_line("compare", config) + "  # --prompts FILE: with the prompt as a line"
+    yield [], "", status("Loading the models …"), config.seed, command
+    from align.demo.comparing import compare_steps  # takes a while at first
+
+    done = None
+    with tempfile.TemporaryDirectory(prefix="align-demo-", ignore_cleanup_errors=True) as folder:
+        with closing(until_stopped(compare_steps(config, prompt), run_name)) as updates:
+            for newer in updates:
+                if newer is None:
+                    yield (unchanged,) * 5
+                    continue
+                fresh = done is None or len(newer.entries) > len(done.entries)
+                done = newer
+                shown = gallery(done, config, prompt, Path(folder)) if fresh else unchanged
+                told = table(done) if fresh else unchanged
+                yield shown, told, running(done), unchanged, unchanged
+        if done is None or not done.entries:
+            if stopped(run_name):
+                yield unchanged, unchanged, status("Stopped."), unchanged, unchanged
+                return
+            raise RuntimeError("the comparison ended without a picture")
+        early = stopped(run_name)
+        yield unchanged, unchanged, finished(done, config, prompt, early), unchanged, unchanged
+
+
+def gallery(done: "Compared", config: CompareConfig, prompt: str, folder: Path) -> list:
+    """A picture by each method so far, as PNG files that say how they were made."""
+    from align.demo.pictures import slug
+    from align.run import save_image
+
+    shown = []
+    for number, entry in enumerate(done.entries):
+        path = folder / f"{slug(prompt)}-{number}-{short(entry.label)}.png"
+        if not path.exists():
+            save_image(
+                path, entry.image, prompt=prompt, seed=config.seed,
+                model=entry.label.removeprefix("nar=") if is_nar(entry) else config.model,
+                method=entry.label, budget=config.budget, reward=config.reward,
+                num_inference_steps=None if is_nar(entry) else config.num_inference_steps,
+                guidance_scale=config.guidance_scale, **entry.scores,
+            )  # fmt: skip
+        mark = "" if entry.verdict is None else " ✓" if entry.verdict.exact else " ✗"
+        shown.append((path, f"{title(entry.label)}{mark}"))
+    return shown
+
+
+def is_nar(entry: "Entry") -> bool:
+    """Whether the picture is of a NAR model."""
+    return entry.label.startswith("nar")
+
+
+def short(label: str) -> str:
+    """A method's plain name: `lora=runs/a` is `lora`."""
+    return label.partition("=")[0]
+
+
+def title(label: str) -> str:
+    """A method's name for the reader."""
+    return METHODS.get(short(label), label)
+
+
+def table(done: "Compared") -> str:
+    """Scores, what was spent, and what the verifier sees, by method."""
+    if not done.entries:
+        return ""
+    terms = list(done.entries[0].scores)
+    best = {name: max(entry.scores[name] for entry in done.entries) for name in terms}
+    heads = "".join(
+        f'<th scope="col">{escape(text)}</th>'
+        for text in ("Method", *terms, "Images made", "Seconds", "What the verifier sees")
+    )
+    rows = "".join(row(entry, best) for entry in done.entries)
+    return (
+        f'<div class="findings wide" tabindex="0" role="region" aria-label="Scores by method">'
+        f"<table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>"
+    )
+
+
+def row(entry: "Entry", best: dict[str, float]) -> str:
+    """One method's line of the table; the best score of a column is bold."""
+    cells = "".join(
+        f"<td>{f'<b>{value:.3f}</b>' if value == best[name] else f'{value:.3f}'}</td>"
+        for name, value in entry.scores.items()
+    )
+    sees = "not of the embedded world"
+    if entry.verdict is not None:
+        mark = "good" if entry.verdict.exact else "bad"
+        word = "as asked" if entry.verdict.exact else f"{entry.verdict.partial:.0%} as asked"
+        sees = f'<span class="{mark}"><b>{word}</b></span>: {escape(entry.verdict.sees)}'
+    spent = entry.spent
+    return (
+        f'<tr><th scope="row">{escape(title(entry.label))}</th>{cells}<td>{spent.images}</td>'
+        f"<td>{spent.seconds:.1f}</td><td>{sees}</td></tr>"
+    )
+
+
+def running(done: "Compared") -> str:
+    """The line while methods are at work."""
+    count = len(done.entries)
+    text = f"{title(done.now)}: {count + 1} of {done.total}" if done.now else "Drawing …"
+    spent = sum(entry.spent.seconds for entry in done.entries)
+    return progress(text, count, done.total, spent, done.warnings)
+
+
+def finished(done: "Compared", config: CompareConfig, prompt: str, early: bool) -> str:
+    """The line at the end."""
+    names = [short(part) for part in config.methods.split(",")]
+    lora = [part.partition("=")[2] for part in config.methods.split(",") if "lora=" in part]
+    where = address(
+        "compare", prompt=prompt, methods=names, budget=config.budget.removesuffix("images"),
+        reward=config.reward, model=config.model, lora=lora, seed=config.seed,
+        steps=config.num_inference_steps, guidance=config.guidance_scale,
+    )  # fmt: skip
+    text = f"{'Stopped. ' * early}{plural(len(done.entries), 'method')} at a budget of "
+    text += f"{plural(int(config.budget.removesuffix('images')), 'image')} each"
+    return status(text, done.warnings, where)

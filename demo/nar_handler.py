@@ -1,0 +1,148 @@
+"""The NAR tab, `/nar`: its values -> NarGenerateConfig -> updates of the page."""
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+
+from align.demo import uploads, values
+from align.demo.choices import check_model, nar_models
+from align.demo.handlers import findings, gallery_of
+from align.demo.links import address
+from align.demo.messages import one_sentence, plural, progress, status
+from align.demo.streaming import stopped, until_stopped
+from align.nar.config import NarGenerateConfig
+from align.report import command_line
+
+if TYPE_CHECKING:
+    from align.demo.drawing import Corner, Drawn
+
+IMAGES = (1, 8)
+
+
+def make_nar(allow_any_model: bool) -> Callable[..., Iterator[tuple]]:
+    """The handler of the tab. It yields (gallery, seed, status, findings, command)."""
+
+    def nar(
+        prompt: str,
+        model: str,
+        seed: float,
+        randomize_seed: bool,
+        guidance_scale: float,
+        temperature: float,
+        top_k: float,
+        top_p: float,
+        num_images: float,
+        compare: bool,
+        picture: str = "",
+        share: float = 0.5,
+        run_name: str = "",
+    ) -> Iterator[tuple]:
+        """Pictures by neighboring-autoregressive decoding; of a `picture` (a data: address) the
+        upper left corner is kept, `share` of each side. `stop(run_name)` ends it."""
+        with one_sentence():
+            config = NarGenerateConfig(
+                prompt=(values.text("prompt", prompt, needed=True),),
+                model=check_model(model, allow_any_model, nar_models()),
+                seed=values.seed(seed, randomize_seed),
+                guidance_scale=values.number("guidance", guidance_scale, 1, 20),
+                temperature=values.number("temperature", temperature, 0, 5),
+                top_k=values.whole("top-k", top_k, 0, 100_000),
+                top_p=values.number("top-p", top_p, 0.01, 1),
+                num_images=values.whole("images", num_images, *IMAGES),
+            )
+            share = values.number("share", share, 0.1, 0.9)
+            given, compare = uploads.picture(picture), values.flag("compare", compare)
+            yield from _run(config, given, share, compare, run_name)
+
+    return nar
+
+
+def _run(
+    config: NarGenerateConfig, given: Any, share: float, compare: bool, run_name: Any
+) -> Iterator[tuple]:
+    unchanged, command = gr.skip(), command_line("nar generate", config)
+    command += "  # without the given corner" if given else ""
+    yield [], config.seed, status("Loading the model …"), "", command
+    from align.demo.drawing import Corner, wavefront_steps  # takes a while at first
+
+    corner = Corner(given, share) if given else None
+    drawn, shown = None, None
+    with closing(until_stopped(wavefront_steps(config, corner, compare), run_name)) as updates:
+        for newer in updates:
+            drawn = newer or drawn
+            if newer is None or drawn is None:
+                yield (unchanged,) * 5
+                continue
+            fresh = drawn.images is not None and drawn.images is not shown
+            shown = drawn.images
+            if drawn.ended and fresh:
+                yield from _pictures(drawn, config, corner)
+            preview = _previews(drawn) if fresh and not drawn.ended else unchanged
+            yield preview, unchanged, running(drawn, config), unchanged, unchanged
+    if drawn is None or not drawn.ended:
+        if stopped(run_name):
+            yield unchanged, unchanged, status("Stopped."), unchanged, unchanged
+            return
+        raise RuntimeError("the decoding ended without pictures")
+    yield unchanged, unchanged, finished(drawn, config), unchanged, unchanged
+
+
+def _previews(drawn: "Drawn") -> list:
+    from align.run import to_pil
+
+    assert drawn.images is not None
+    return [to_pil(image) for image in drawn.images]
+
+
+def _pictures(
+    drawn: "Drawn", config: NarGenerateConfig, corner: "Corner | None"
+) -> Iterator[tuple]:
+    from align.demo.pictures import judge, save_pictures
+
+    unchanged = gr.skip()
+    assert drawn.images is not None
+    verdicts = judge(config.model, config.prompt[0], drawn.images)
+    said = {"model": config.model, **drawn.settings}
+    said |= {"corner_kept": corner.share} if corner else {}
+    with tempfile.TemporaryDirectory(prefix="align-demo-") as folder:  # the page gets copies
+        paths = save_pictures(drawn.images, config, said, Path(folder))
+        text = findings(verdicts, config)
+        yield gallery_of(paths, verdicts), unchanged, unchanged, text, unchanged
+
+
+def running(drawn: "Drawn", config: NarGenerateConfig) -> str:
+    """The line while tokens are decoded: pass, time left."""
+    if drawn.ended:
+        return status(f"{speed(drawn, config)}. Measuring raster order beside it …")
+    if not drawn.done:
+        return status("Reading the prompt …")
+    text = f"Wavefront {drawn.done} of {drawn.total}"
+    return progress(text, drawn.done, drawn.total, drawn.seconds)
+
+
+def speed(drawn: "Drawn", config: NarGenerateConfig) -> str:
+    """How fast the pictures were."""
+    made = plural(config.num_images, "picture")
+    return f"{made} in {drawn.total} passes and {drawn.seconds:.2f} s"
+
+
+def finished(drawn: "Drawn", config: NarGenerateConfig) -> str:
+    """The line at the end, with the baseline's time where it was measured."""
+    text = speed(drawn, config)
+    if drawn.baseline is not None:
+        passes, seconds = drawn.baseline
+        text += (
+            f"; token by token, in raster order, a model of the same size takes {passes} passes "
+            f"and {seconds:.2f} s here: NAR is {seconds / max(drawn.seconds, 1e-9):.1f} times as "
+            "fast"
+        )
+    where = address(
+        "nar", prompt=config.prompt[0], model=config.model, seed=config.seed,
+        guidance=config.guidance_scale, temperature=config.temperature, top_k=config.top_k,
+        top_p=config.top_p, images=config.num_images,
+    )  # fmt: skip
+    return status(text, (), where)

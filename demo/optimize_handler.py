@@ -1,0 +1,171 @@
+"""The Optimize noise tab, `/optimize`: its values -> OptimizeRunConfig -> updates of the page."""
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import gradio as gr
+
+from align.config import OptimizeRunConfig
+from align.demo import values
+from align.demo.choices import check_lora, check_model, check_reward
+from align.demo.links import address
+from align.demo.messages import one_sentence, plural, progress, status
+from align.demo.streaming import stopped, until_stopped
+from align.optimize_config import Method
+from align.report import command_line
+
+if TYPE_CHECKING:
+    from align.demo.search import Found
+
+METHODS = {
+    "carinox": "CARINOX: explore, then follow the gradient",
+    "bon": "Best of N: draw many, keep the best",
+    "reno": "ReNO: follow the gradient from one noise",
+    "evolution": "Evolution: cross and mutate, no gradient",
+    "zero-order": "Zero-order: try neighbours, no gradient",
+    "langevin": "Langevin: follow the gradient with fresh noise",
+    "carinox-paper": "CARINOX as published: five noises in full",
+}
+WEIGHTS = ("category", "uniform")
+BUDGET = (1, 200)  # images
+STEPS = (1, 50)
+BATCH = 4  # small, so that the first frame comes soon
+assert set(METHODS) == set(get_args(Method))
+
+
+def make_optimize(allow_any_model: bool) -> Callable[..., Iterator[tuple]]:
+    """The handler of the tab. It yields (best, initial, gallery, curves, status, explanation,
+    noise file, seed, command)."""
+
+    def optimize(
+        prompt: str,
+        reward: str,
+        weights: str,
+        method: str,
+        budget: float,
+        model: str,
+        lora: str,
+        seed: float,
+        randomize_seed: bool,
+        num_inference_steps: float,
+        guidance_scale: float,
+        run_name: str = "",
+    ) -> Iterator[tuple]:
+        """The best noise for a prompt; `stop(run_name)` ends it and keeps the best."""
+        with one_sentence():
+            config = OptimizeRunConfig(
+                prompt=(values.text("prompt", prompt, needed=True),),
+                reward=check_reward(reward, allow_any_model),
+                weights=values.one("weights", weights, WEIGHTS),
+                method=values.one("method", method, METHODS),  # pyright: ignore
+                budget=f"{values.whole('budget', budget, *BUDGET)}images",
+                model=check_model(model, allow_any_model),
+                lora=check_lora(lora, allow_any_model),
+                seed=values.seed(seed, randomize_seed),
+                num_inference_steps=values.whole("steps", num_inference_steps, *STEPS),
+                guidance_scale=values.number("guidance", guidance_scale, 0, 20),
+                batch_size=BATCH,
+            )
+            yield from _run(config, run_name)
+
+    return optimize
+
+
+def _run(config: OptimizeRunConfig, run_name: Any) -> Iterator[tuple]:
+    unchanged, command = gr.skip(), command_line("optimize", config)
+    loading = status("Loading the model and the rewards …")
+    yield None, None, [], "", loading, "", unchanged, config.seed, command
+    from align.demo.search import search_steps  # takes a while at first
+
+    found = None
+    with tempfile.TemporaryDirectory(prefix="align-demo-", ignore_cleanup_errors=True) as folder:
+        with closing(until_stopped(search_steps(config, Path(folder)), run_name)) as updates:
+            for newer in updates:
+                if newer is None:
+                    yield (unchanged,) * 9
+                else:
+                    yield frame(newer, found, config, running(newer, config))
+                    found = newer
+        if stopped(run_name) and (found is None or found.step is None):
+            yield (*(unchanged,) * 4, status("Stopped."), *(unchanged,) * 4)
+            return
+        if found is None or found.step is None:
+            raise RuntimeError("the search ended without a picture")
+        yield frame(found, None, config, finished(found, config, stopped(run_name)))
+
+
+def frame(found: "Found", shown: "Found | None", config: OptimizeRunConfig, line: str) -> tuple:
+    """One update of the page; what it already shows is left alone."""
+    skip = gr.skip()
+    fresh = shown is None or found.best != shown.best
+    return (
+        found.best if fresh else skip,
+        found.initial if shown is None or found.initial != shown.initial else skip,
+        list(found.path) if fresh else skip,
+        curves(found) if found.step and found.rows != (shown.rows if shown else ()) else skip,
+        line,
+        explanation(found, config) if shown is None else skip,
+        gr.update(value=found.noise, interactive=True) if fresh and found.noise else skip,
+        skip,
+        skip,
+    )
+
+
+def curves(found: "Found") -> str:
+    """The gains so far as a picture of curves, one a reward."""
+    from align.demo.curves import curves as drawn
+
+    return drawn(found.rows, "images made", "gain over the first picture")
+
+
+def running(found: "Found", config: OptimizeRunConfig) -> str:
+    """The line while the search goes on: what it does, images made, time left."""
+    step = found.step
+    if step is None:
+        return status("Drawing the first pictures …", found.warnings)
+    total = int((config.budget or "").removesuffix("images"))
+    done = min(step.generator_forwards, total)
+    text = f"{step.phase.capitalize()}: {done} of {total} images, best {step.best_total:.3f}"
+    return progress(text, done, total, step.seconds, found.warnings)
+
+
+def finished(found: "Found", config: OptimizeRunConfig, early: bool) -> str:
+    """The line at the end."""
+    assert found.step is not None
+    step = found.step
+    text = (
+        f"{'Stopped. ' * early}Weighted score {found.first['']:.3f} → {step.best_total:.3f} in "
+        f"{plural(step.generator_forwards, 'image')} and {step.seconds:.1f} s"
+    )
+    where = address(
+        "optimize", prompt=config.prompt[0], reward=config.reward, weights=config.weights,
+        method=config.method, budget=(config.budget or "").removesuffix("images"),
+        model=config.model, lora=config.lora, seed=config.seed,
+        steps=config.num_inference_steps, guidance=config.guidance_scale,
+    )  # fmt: skip
+    notes = [note.rstrip(".") for note in step.notes]
+    return status(text, [*found.warnings, *notes], where)
+
+
+def explanation(found: "Found", config: OptimizeRunConfig) -> str:
+    """The prompt's category and what each reward counts, in words."""
+    lines = "".join(f"<p>{escape(line.capitalize())}.</p>" for line in found.weighing.sentences)
+    rows = "".join(
+        f"<tr><th scope='row'>{escape(part.name)}</th><td>{part.weight:.3f}</td>"
+        f"<td>{'yes' if part.differentiable else 'no, it screens and selects'}</td></tr>"
+        for part in found.weighing.objective.parts
+    )
+    return (
+        f'<div class="findings">{lines}<table><thead><tr><th scope="col">Reward</th>'
+        f'<th scope="col">Weight</th><th scope="col">Gradient</th></tr></thead>'
+        f"<tbody>{rows}</tbody></table></div>"
+    )
+
+
+def method_choices() -> list[tuple[str, str]]:
+    """(what it does, name) of every method, for the page."""
+    return [(text, name) for name, text in METHODS.items()]

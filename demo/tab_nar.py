@@ -1,0 +1,114 @@
+"""The NAR tab: pictures wavefront by wavefront, outpainting, and the speed beside raster order."""
+
+import gradio as gr
+
+from align.demo import nar_handler as handler
+from align.demo import parts
+from align.demo.choices import nar_models
+from align.demo.parts import GPU
+
+# The picture goes to the server as the file's own bytes: no path is ever taken from a browser.
+STARTED = """async (...inputs) => {
+  const run = `${Date.now()}-${Math.random()}`;
+  document.getElementById('nar-status').dataset.run = run;
+  const [share] = inputs.slice(-2, -1);
+  const picture = document.querySelector('#nar-picture img');
+  let bytes = '';
+  if (picture?.src) {
+    const blob = await (await fetch(picture.src)).blob();
+    bytes = await new Promise((done) => {
+      const reader = new FileReader();
+      reader.onload = () => done(reader.result);
+      reader.readAsDataURL(blob);
+    });
+  }
+  return [...inputs.slice(0, -3), bytes, share, run];
+}"""
+
+
+def build(page: gr.Blocks, allow_any_model: bool) -> dict:
+    """Lay the tab out; returns its fields by their names in links."""
+    known = nar_models()
+    gr.Markdown(
+        "Neighboring autoregression draws a picture as a grid of tokens, from the upper left "
+        "corner outwards: all tokens of a diagonal wavefront in one pass of the model."
+        + ("" if known else " **The embedded NAR model is not installed here.**")
+    )
+    with gr.Row():
+        with gr.Column(scale=4, min_width=300):
+            prompt = parts.prompt_box("nar-prompt")
+            run, stop = parts.run_and_stop("nar")
+            count = gr.Slider(
+                *handler.IMAGES, 4, step=1, label="Number of images", elem_id="nar-count"
+            )
+            compare = gr.Checkbox(
+                True, label="Measure raster order beside it", elem_id="nar-compare"
+            )
+            with gr.Accordion("Continue a picture", open=False, elem_id="nar-outpaint"):
+                picture = gr.Image(
+                    label="Picture whose upper left corner is kept",
+                    sources=["upload", "clipboard"],
+                    type="filepath",
+                    format="png",
+                    height=200,
+                    elem_id="nar-picture",
+                )
+                share = gr.Slider(
+                    0.1, 0.9, 0.5, step=0.05, label="Share of each side that is kept",
+                    elem_id="nar-share",
+                )  # fmt: skip
+            with gr.Accordion("Settings", open=False, elem_id="nar-settings"):
+                fields = settings(known, allow_any_model)
+        with gr.Column(scale=6, min_width=300):
+            gallery = parts.pictures("nar")
+            status = gr.HTML(label="Status", elem_id="nar-status")
+            findings = gr.HTML(label="What the verifier sees", elem_id="nar-findings")
+            with gr.Row():
+                to_compare = gr.Button("Compare methods", size="sm", min_width=120)
+    command = parts.command_box("nar")
+    sent = gr.Textbox("", label="Picture", visible=False)
+    name = gr.Textbox("", label="Name of the run", visible=False)
+    gr.on(
+        [run.click, prompt.submit],
+        handler.make_nar(allow_any_model),
+        [prompt, *fields.values(), count, compare, sent, share, name],
+        [gallery, fields["seed"], status, findings, command],
+        api_name="nar",
+        preprocess=False,  # the handler checks the values themselves
+        js=STARTED,
+        show_progress_on=gallery,
+        trigger_mode="once",
+        **GPU,
+    )
+    parts.wire_stop(stop, name, "nar-status")
+    return {
+        "prompt": prompt, **fields, "images": count, "picture": picture,
+        "buttons": {"compare": to_compare},
+    }  # fmt: skip
+
+
+def settings(known: list[str], allow_any_model: bool) -> dict:
+    """The settings, in the order of the handler's arguments."""
+    model = gr.Dropdown(
+        known,
+        value=known[0] if known else None,
+        label="Model",
+        allow_custom_value=allow_any_model,
+        elem_id="nar-model",
+    )
+    seed, randomize = parts.seed_row("nar")
+    return {
+        "model": model,
+        "seed": seed,
+        "randomize": randomize,
+        "guidance": gr.Slider(1, 20, 2.5, step=0.1, label="Guidance", elem_id="nar-guidance"),
+        "temperature": gr.Slider(
+            0, 5, 0.9, step=0.05, label="Temperature", info="0 takes the likeliest token",
+            elem_id="nar-temperature",
+        ),
+        "top_k": gr.Number(
+            0, label="Top-k", info="0 keeps every token", precision=0, minimum=0, maximum=100_000,
+            elem_id="nar-top-k",
+        ),
+        "top_p": gr.Slider(0.01, 1, 1, step=0.01, label="Top-p", elem_id="nar-top-p"),
+    }  # fmt: skip
