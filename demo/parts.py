@@ -25,7 +25,11 @@ THEME = gr.themes.Default(
     input_placeholder_color_dark="*neutral_400",
 )
 CSS = """
-.gradio-container { max-width: 1180px !important; margin: 0 auto !important; overflow-x: clip; }
+.gradio-container { max-width: min(1180px, 100vw) !important; min-width: 0 !important;
+  margin: 0 auto !important; }
+/* gradio measures its tabs in a hidden row, which must not widen a phone's page */
+.gradio-container .main, .gradio-container .wrap, .gradio-container main.contain,
+main.contain > .column, #tabs, #tabs > .tab-wrapper { min-width: 0 !important; max-width: 100%; }
 .pictures .grid-wrap { min-height: 0; max-height: none; overflow: visible; padding-top: 2.2rem; }
 .picture .image-frame { padding-top: 2.1rem; }
 .picture img { width: 100%; height: 100%; object-fit: contain; }
@@ -59,7 +63,13 @@ CSS = """
 .findings thead th { font-weight: 600; white-space: nowrap; }
 """
 # Ctrl-Enter runs the tab in view; a link to the settings is copied, and stands in the address bar.
+# gradio labels its empty pictures but gives them no role, so that nobody reads the label.
 HEAD = """<script>
+new MutationObserver(() => {
+  for (const empty of document.querySelectorAll('div.empty[aria-label]:not([role])')) {
+    empty.setAttribute('role', 'img');
+  }
+}).observe(document.documentElement, {childList: true, subtree: true});
 document.addEventListener('keydown', (event) => {
   if (!(event.ctrlKey || event.metaKey) || event.key !== 'Enter') return;
   const run = [...document.querySelectorAll('button.run')].find((one) => one.offsetParent);

@@ -142,7 +142,6 @@ def test_bad_input_is_answered_in_a_sentence(open_page, server, artifacts):
     quiet(page, server[1])
 
 
-@pytest.mark.xfail(reason="known defect: with six tabs the page is 596 pixels wide on a phone")
 def test_it_fits_a_phone_and_the_dark(open_page, server, artifacts):
     page = open_page(390, 844, color_scheme="light", device_scale_factor=2, has_touch=True)
     settings(page, steps=2, count=4)
