@@ -118,6 +118,7 @@ def test_everything_loads_from_local_paths(load, installed, images):
         "detector": f"model={installed / 'google/owlvit-base-patch32'}",
         "hps": installed / "xswu/HPSv2/HPS_v2.1_compressed.pt",
         "image-reward": installed / "THUDM/ImageReward/ImageReward.pt",
+        "mps": installed / "RE-N-Y/mpsv1/model.safetensors",
         "pickscore": installed / "yuvalkirstain/PickScore_v1",
         "vqascore": installed / "zhiqiulin/clip-flant5-xl",
     }  # fmt: skip
@@ -162,6 +163,7 @@ def test_missing_weights_name_the_command(monkeypatch, tmp_path, capsys):
         ("clip:large", "clip:large names no Hub id OWNER/NAME and no folder"),
         ("pickscore:x", "pickscore:x is no folder"),
         ("image-reward:x", "image-reward:x is no file or folder"),
+        ("mps:x", "mps:x is no file or folder"),
         ("vqascore:large", "vqascore:large is neither clip-flant5-xl, clip-flant5-xxl nor"),
         ("detector:find=dog", r"cannot be read at 'find=dog'; allowed are one of present=NOUN"),
         ("detector:count=dog", "cannot be read at 'count=dog'"),

@@ -219,6 +219,8 @@ def install(folder: Path) -> Path:
         save_hps(folder / "xswu/HPSv2" / f"{version}_compressed.pt")
     save_image_reward(folder / "THUDM/ImageReward" / "ImageReward.pt")
     save_bert_words(folder / "bert-base-uncased")
+    (folder / "RE-N-Y/mpsv1").mkdir(parents=True)
+    save_tensors(original_weights("mps"), folder / "RE-N-Y/mpsv1/model.safetensors")
     save_model(blip_model(), folder / "Salesforce/blip-vqa-base")
     save_bert_words(folder / "Salesforce/blip-vqa-base")
     save_model(owlvit_model(), folder / "google/owlvit-base-patch32")
@@ -277,7 +279,7 @@ def save_tensors(tensors: dict, path: Path) -> None:
 
 
 NETWORKS = ("aesthetic", "aesthetic:v1", "blip-vqa", "clip", "da-score", "hps", "hps:2.0",
-            "image-reward", "pickscore", "vqascore")  # fmt: skip
+            "image-reward", "mps", "pickscore", "vqascore")  # fmt: skip
 DETECTORS = ("detector", "detector:remove=dog", "detector:count=cube:2",
              "detector:model=hustvl/yolos-tiny", "detector:present=cat;model=hustvl/yolos-tiny",
              "detector:count=dog:3;model=hustvl/yolos-tiny")  # fmt: skip

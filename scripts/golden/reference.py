@@ -3,8 +3,10 @@
     python scripts/golden/inputs.py                         # in this project's environment
     python scripts/golden/reference.py [NAME …]             # in an environment of its own, with
 
-    pip install torch torchvision "transformers==4.44.2" "timm==0.6.13" fairscale sentencepiece
-    pip install --no-deps image-reward hpsv2x simple-aesthetics-predictor t2v-metrics==3.0
+    pip install torch torchvision "transformers==4.44.2" "timm==0.6.13" fairscale einops \
+        sentencepiece
+    pip install --no-deps image-reward hpsv2x simple-aesthetics-predictor t2v-metrics==3.0 \
+        imscore==0.0.11
 
 Weights and pictures come from the formula in tests/formula.py, so that only names, shapes and
 scores are stored. Of a package just the files that score are imported: what its `__init__` pulls in
@@ -33,7 +35,7 @@ GOLDEN = TESTS / "golden" / "rewards"
 sys.path.insert(0, str(TESTS))
 warnings.filterwarnings("ignore")
 
-from formula import pictures, weights  # noqa: E402
+from formula import numbers, pictures, weights  # noqa: E402
 
 IN = json.loads((GOLDEN / "inputs.json").read_text())
 MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
@@ -223,6 +225,46 @@ def image_reward() -> dict:
 
 
 @torch.no_grad()
+def mps() -> dict:
+    """Picture by picture, as its mask depends on the batch; in float32 where it casts to halves."""
+    from imscore.mps.cross import CrossModel
+    from imscore.mps.model import MPS, CLIPModel, XCLIPModel
+    from transformers import CLIPConfig
+
+    torch.Tensor.half = torch.Tensor.float
+    whole = MPS.__new__(MPS)  # its own constructors download the published sizes
+    inner = CLIPModel.__new__(CLIPModel)
+    for module in (whole, inner):
+        torch.nn.Module.__init__(module)
+    inner.model = XCLIPModel(CLIPConfig(**IN["clip"]))
+    inner.model.text_model.eos_token_id = 2
+    inner.cross_model = CrossModel(dim=16, layer_num=2, dim_head=8, heads=2)
+    whole.mps, whole.condition = inner, "condition"
+    shapes = load(whole)
+    rows = dict(zip(IN["prompts"], IN["mps_ids"], strict=True))
+    whole._tokenize = lambda text: torch.tensor(
+        [IN["mps_condition"] if text == "condition" else rows[text[0]]]
+    )
+    whole._process = lambda pixels: pixels
+
+    # Tiny prompts are all near to the condition: the layers see a mask of their own.
+    hidden = torch.zeros(2, 5, 4)
+    hidden[0, :, 1:3] = hidden[1, :, 3] = float("-inf")
+
+    def score(pixels: torch.Tensor) -> list[float]:
+        pairs = zip(pixels, IN["prompts"], strict=True)
+        return [whole.score(one[None], [prompt]).item() for one, prompt in pairs]
+
+    return {
+        "shapes": shapes,
+        "scores": score((small() - MEAN) / STD),
+        "scores_pil": score(clip_pixels()),
+        "masked": inner.cross_model(numbers("tokens", (2, 5, 16)).float(),
+                                    numbers("words", (2, 4, 16)).float(), hidden).tolist(),
+    }  # fmt: skip
+
+
+@torch.no_grad()
 def blip() -> dict:
     from transformers import BlipConfig, BlipForQuestionAnswering, BlipImageProcessor
 
@@ -352,6 +394,7 @@ REFERENCES = {
     "aesthetic-v1": lambda: aesthetic("v1"),
     "aesthetic-v2": lambda: aesthetic("v2"),
     "image-reward": image_reward,
+    "mps": mps,
     "blip-vqa": blip,
     "vqascore": vqascore,
     "detector": detector,
