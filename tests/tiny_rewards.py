@@ -1,8 +1,7 @@
 """Tiny weights of every published reward, in the layouts in which they are published.
 
 `install(folder)` writes them as `ALIGN_WEIGHTS` wants them: OWNER/NAME/FILE. Weights are from
-`formula.weights`; the key names of original files are those that the reference packages gave
-(`tests/golden/rewards/*.json`, made by `scripts/golden/`).
+`formula.weights`, original files' key names those of the references (`tests/golden/rewards/`).
 """
 
 import json
@@ -53,14 +52,15 @@ CLIP_TEXT = {
     "eos_token_id": VOCABULARY - 1,
     "pad_token_id": VOCABULARY - 1,
 }
-CLIP_VISION = {
+SMALL_VISION = {
     "image_size": 32,
     "patch_size": 8,
     "hidden_size": 32,
     "intermediate_size": 64,
-    "num_hidden_layers": 3,
+    "num_hidden_layers": 2,
     "num_attention_heads": 2,
 }
+CLIP_VISION = SMALL_VISION | {"num_hidden_layers": 3}
 CLIP = {"text_config": CLIP_TEXT, "vision_config": CLIP_VISION, "projection_dim": 16}
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", "[ENC]", "yes", "no", "a", "red",
          "cube", "two", "dogs", "dog", "and", "cat", "is", "there", "are", "exactly", "?", "an",
@@ -80,14 +80,7 @@ BLIP = {
         "sep_token_id": WORDS.index("[SEP]"),
         "pad_token_id": 0,
     },
-    "vision_config": {
-        "image_size": 32,
-        "patch_size": 8,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-    },
+    "vision_config": SMALL_VISION,
     "image_text_hidden_size": 16,
     "projection_dim": 16,
 }
@@ -239,9 +232,8 @@ def save_bert_words(folder: Path) -> None:
 def save_head(name: str, folder: Path) -> None:
     files = {
         "aesthetic-v1": "LAION-AI/aesthetic-predictor/sa_0_4_vit_l_14_linear.pth",
-        "aesthetic-v2": (
-            "christophschuhmann/improved-aesthetic-predictor/sac+logos+ava1-l14-linearMSE.pth"
-        ),
+        "aesthetic-v2": "christophschuhmann/improved-aesthetic-predictor/"
+        "sac+logos+ava1-l14-linearMSE.pth",
     }
     path = folder / files[name]
     path.parent.mkdir(parents=True)
