@@ -3,7 +3,7 @@
 import pytest
 import tiny_rewards as tiny
 import torch
-from formula import pictures
+from formula import numbers, pictures
 from tiny_rewards import NETWORKS, installed_weights, loader, original_weights
 
 from align.rewards.aesthetic import fold
@@ -11,6 +11,7 @@ from align.rewards.clip_t5 import convert as convert_clip_t5
 from align.rewards.clip_t5 import load_clip_t5
 from align.rewards.clip_tower import convert_open_clip, load_open_clip
 from align.rewards.image_reward import convert as convert_image_reward
+from align.rewards.mps import convert as convert_mps
 
 PROMPTS = list(tiny.PROMPTS)
 installed = installed_weights
@@ -65,6 +66,23 @@ def test_yolos_odds_are_its_softmax(load):
     )
 
 
+def test_words_that_are_hidden_from_mps(load):
+    mps = load("mps").functions["mps"]
+    tokens, words = numbers("tokens", (2, 5, 16)).float(), numbers("words", (2, 4, 16)).float()
+    seen = torch.tensor([[True, False, False, True], [True, True, True, False]])
+    with torch.no_grad():
+        ours = mps.cross(tokens, words, seen)
+        blind = mps.cross(tokens, words, torch.ones_like(seen))
+        word = mps.read(PROMPTS)[0][:, :1]
+        near = mps.near(word * torch.tensor([1.0, 0.5, 0.005, 0.02])[:, None])
+        # A stronger neighbour in the batch hides nothing: each prompt has its own maximum.
+        scaled = mps.near(word * torch.tensor([1.0, 1e-4])[:, None, None])
+    assert torch.allclose(ours, torch.tensor(tiny.golden("mps")["masked"]), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(ours, blind, rtol=1e-2, atol=1e-2)
+    assert near.tolist() == [[True, True, False, True]] * 2
+    assert scaled.all()
+
+
 # --- keys of original files -----------------------------------------------------------------------
 
 
@@ -73,6 +91,7 @@ def test_yolos_odds_are_its_softmax(load):
     [
         ("hps", lambda tensors: {"": convert_open_clip(tensors)}),
         ("image-reward", convert_image_reward),
+        ("mps", convert_mps),
         ("vqascore", convert_clip_t5),
     ],
 )
@@ -83,6 +102,7 @@ def test_every_original_key_has_a_place(load, name, convert):
     modules = {
         "hps": lambda: {"": reward.tower.model},
         "image-reward": lambda: {"vision": reward.vision, "text": reward.text},
+        "mps": lambda: {"clip": reward.model, "cross": reward.cross},
         "vqascore": lambda: {"t5": reward.t5, "vision": reward.vision},
     }[name]()
     for part, module in modules.items():
@@ -103,6 +123,10 @@ def test_prefixes_buffers_and_pretraining_heads_are_taken_off():
         "blip.image_queue": torch.zeros(2),
     }
     assert convert_image_reward(ranked)["rest"] == {}
+    older = original_weights("mps") | {
+        "mps.model.text_model.embeddings.position_ids": torch.zeros(1, 4)
+    }
+    assert convert_mps(older)["clip"].keys() == convert_mps(original_weights("mps"))["clip"].keys()
 
 
 def test_foreign_and_incomplete_checkpoints_are_named(installed, tmp_path):

@@ -1,4 +1,4 @@
-"""Published rewards in use: gradients, batches, arguments, missing and damaged weights, runs."""
+"""Published rewards in use: gradients, batches, arguments, missing and damaged weights."""
 
 import copy
 import json
@@ -8,22 +8,17 @@ import pytest
 import tiny_rewards as tiny
 import torch
 from formula import pictures
-from tiny import build
 from tiny_rewards import DETECTORS, NETWORKS, installed_weights, loader
 
 from align.cli import main
-from align.nar.commands import draw
 from align.rewards import load_reward
 from align.rewards.catalogue import SETS
 from align.rewards.detector import expected_number, read_wish
 from align.rewards.expression import expand, parse_expression
 from align.rewards.weights import find, read_checkpoint
-from align.run import read_metrics
 
 PROMPTS = list(tiny.PROMPTS)
 REWARDS = (*NETWORKS, *DETECTORS)
-RUN = [name for name in REWARDS if name not in ("aesthetic:v1", "hps:2.0", *DETECTORS[1:3])]
-ALL = ",".join(RUN)
 installed = installed_weights
 load = loader
 
@@ -123,6 +118,7 @@ def test_everything_loads_from_local_paths(load, installed, images):
         "detector": f"model={installed / 'google/owlvit-base-patch32'}",
         "hps": installed / "xswu/HPSv2/HPS_v2.1_compressed.pt",
         "image-reward": installed / "THUDM/ImageReward/ImageReward.pt",
+        "mps": installed / "RE-N-Y/mpsv1/model.safetensors",
         "pickscore": installed / "yuvalkirstain/PickScore_v1",
         "vqascore": installed / "zhiqiulin/clip-flant5-xl",
     }  # fmt: skip
@@ -167,6 +163,7 @@ def test_missing_weights_name_the_command(monkeypatch, tmp_path, capsys):
         ("clip:large", "clip:large names no Hub id OWNER/NAME and no folder"),
         ("pickscore:x", "pickscore:x is no folder"),
         ("image-reward:x", "image-reward:x is no file or folder"),
+        ("mps:x", "mps:x is no file or folder"),
         ("vqascore:large", "vqascore:large is neither clip-flant5-xl, clip-flant5-xxl nor"),
         ("detector:find=dog", r"cannot be read at 'find=dog'; allowed are one of present=NOUN"),
         ("detector:count=dog", "cannot be read at 'count=dog'"),
@@ -243,55 +240,6 @@ def test_presence_and_removal_are_opposites(load, images):
     torch.testing.assert_close(nouns, torch.stack([there[0], sum(single) / 2]))
     with pytest.raises(ValueError, match="knows no object of 'a red car'; it knows cat, cube, dog"):
         load("detector:model=hustvl/yolos-tiny")(images, ["a red car", "a dog"])
-
-
-# --- runs -----------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models")
-    build("sd-turbo").save_pretrained(folder / "turbo")
-    (folder / "prompts.txt").write_text("a dog\na cat\n")
-    return folder
-
-
-def test_training_by_all_of_them(installed, place, tmp_path):
-    out = tmp_path / "run"
-    assert main([
-        "train", "--model", str(place / "turbo"), "--prompts", str(place / "prompts.txt"),
-        "--reward", ALL, "--steps", "1", "--batch-size", "2", "--num-inference-steps", "2",
-        "--guidance-scale", "1", "--lora-rank", "2", "--tracker", "none", "--device", "cpu",
-        "--sample-every", "0", "--out", str(out),
-    ]) == 0  # fmt: skip
-    (record,) = read_metrics(out)
-    assert set(record["terms"]) == set(RUN)
-    assert record["grad_norm"] > 0
-
-
-def test_optimizing_noise_by_all_of_them(installed, place, tmp_path):
-    out = tmp_path / "run"
-    assert main([
-        "optimize", "a dog", "--model", str(place / "turbo"), "--reward", ALL, "--method", "reno",
-        "--iterations", "2", "--weights", "uniform", "--device", "cpu", "--out", str(out),
-    ]) == 0  # fmt: skip
-    (history,) = out.rglob("history.jsonl")
-    last = json.loads(history.read_text().splitlines()[-1])
-    assert set(last["terms"]) == set(RUN)
-
-
-def test_best_of_n_of_nar_by_all_of_them(load):
-    from nar.test_pipeline import LABELS, image_tokenizer, transformer
-
-    from align.nar import NARPipeline, NARScheduler
-
-    pipe = NARPipeline(transformer(), image_tokenizer(), NARScheduler(), id2label=LABELS)
-    pipe.set_progress_bar_config(disable=True)
-    reward = load(ALL)
-    drawn = draw(pipe, ["cat", "dog"], [1, 2], reward=reward, best_of=2)
-    first = draw(pipe, ["cat", "dog"], [1, 2], reward=reward)
-    assert set(drawn.scores) == {*RUN, "reward"}
-    assert (drawn.scores["reward"] >= first.scores["reward"]).all()
 
 
 def test_find_prefers_the_given_folder(installed, tmp_path):

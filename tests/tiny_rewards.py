@@ -1,8 +1,7 @@
 """Tiny weights of every published reward, in the layouts in which they are published.
 
 `install(folder)` writes them as `ALIGN_WEIGHTS` wants them: OWNER/NAME/FILE. Weights are from
-`formula.weights`; the key names of original files are those that the reference packages gave
-(`tests/golden/rewards/*.json`, made by `scripts/golden/`).
+`formula.weights`, original files' key names those of the references (`tests/golden/rewards/`).
 """
 
 import json
@@ -53,14 +52,15 @@ CLIP_TEXT = {
     "eos_token_id": VOCABULARY - 1,
     "pad_token_id": VOCABULARY - 1,
 }
-CLIP_VISION = {
+SMALL_VISION = {
     "image_size": 32,
     "patch_size": 8,
     "hidden_size": 32,
     "intermediate_size": 64,
-    "num_hidden_layers": 3,
+    "num_hidden_layers": 2,
     "num_attention_heads": 2,
 }
+CLIP_VISION = SMALL_VISION | {"num_hidden_layers": 3}
 CLIP = {"text_config": CLIP_TEXT, "vision_config": CLIP_VISION, "projection_dim": 16}
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", "[ENC]", "yes", "no", "a", "red",
          "cube", "two", "dogs", "dog", "and", "cat", "is", "there", "are", "exactly", "?", "an",
@@ -80,14 +80,7 @@ BLIP = {
         "sep_token_id": WORDS.index("[SEP]"),
         "pad_token_id": 0,
     },
-    "vision_config": {
-        "image_size": 32,
-        "patch_size": 8,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-    },
+    "vision_config": SMALL_VISION,
     "image_text_hidden_size": 16,
     "projection_dim": 16,
 }
@@ -219,6 +212,8 @@ def install(folder: Path) -> Path:
         save_hps(folder / "xswu/HPSv2" / f"{version}_compressed.pt")
     save_image_reward(folder / "THUDM/ImageReward" / "ImageReward.pt")
     save_bert_words(folder / "bert-base-uncased")
+    (folder / "RE-N-Y/mpsv1").mkdir(parents=True)
+    save_tensors(original_weights("mps"), folder / "RE-N-Y/mpsv1/model.safetensors")
     save_model(blip_model(), folder / "Salesforce/blip-vqa-base")
     save_bert_words(folder / "Salesforce/blip-vqa-base")
     save_model(owlvit_model(), folder / "google/owlvit-base-patch32")
@@ -237,9 +232,8 @@ def save_bert_words(folder: Path) -> None:
 def save_head(name: str, folder: Path) -> None:
     files = {
         "aesthetic-v1": "LAION-AI/aesthetic-predictor/sa_0_4_vit_l_14_linear.pth",
-        "aesthetic-v2": (
-            "christophschuhmann/improved-aesthetic-predictor/sac+logos+ava1-l14-linearMSE.pth"
-        ),
+        "aesthetic-v2": "christophschuhmann/improved-aesthetic-predictor/"
+        "sac+logos+ava1-l14-linearMSE.pth",
     }
     path = folder / files[name]
     path.parent.mkdir(parents=True)
@@ -277,7 +271,7 @@ def save_tensors(tensors: dict, path: Path) -> None:
 
 
 NETWORKS = ("aesthetic", "aesthetic:v1", "blip-vqa", "clip", "da-score", "hps", "hps:2.0",
-            "image-reward", "pickscore", "vqascore")  # fmt: skip
+            "image-reward", "mps", "pickscore", "vqascore")  # fmt: skip
 DETECTORS = ("detector", "detector:remove=dog", "detector:count=cube:2",
              "detector:model=hustvl/yolos-tiny", "detector:present=cat;model=hustvl/yolos-tiny",
              "detector:count=dog:3;model=hustvl/yolos-tiny")  # fmt: skip

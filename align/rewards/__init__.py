@@ -24,6 +24,7 @@ LOADERS = {
     "image-reward": "align.rewards.image_reward:load",
     "jpeg": "align.rewards.jpeg:load",
     "jpeg-complexity": "align.rewards.jpeg:load_complexity",
+    "mps": "align.rewards.mps:load",
     "pickscore": "align.rewards.pickscore:load",
     "scenes-clip": "align.rewards.scenes_clip:load",
     "scenes-count": "align.rewards.scenes_count:load",

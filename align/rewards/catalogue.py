@@ -111,6 +111,10 @@ PUBLISHED: dict[str, tuple[Source, ...]] = {
         ),
         BERT_WORDS,
     ),
+    "mps": (
+        Source("RE-N-Y/mpsv1", ("model.safetensors",), size=4420 * _MB, licence="MIT (code)"),
+        Source(CLIP_H.repo, _CLIP_FILES, size=2 * _MB, licence="MIT"),
+    ),
     "pickscore": (
         Source("yuvalkirstain/PickScore_v1", ("config.json",), True, 3946 * _MB, "MIT"),
         CLIP_H_WORDS,

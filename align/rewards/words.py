@@ -8,10 +8,13 @@ from typing import Any
 from torch import Tensor
 
 
-def token_ids(tokenizer: Any, prompts: list[str], length: int, name: str) -> dict[str, Tensor]:
+def token_ids(
+    tokenizer: Any, prompts: list[str], length: int, name: str, *, padding: str = "longest"
+) -> dict[str, Tensor]:
     """`input_ids` and `attention_mask`, [b, longest], cut to `length` tokens.
 
-    What is cut is said in a warning, once for each prompt.
+    What is cut is said in a warning, once for each prompt; `padding="max_length"` fills all rows up
+    to `length`.
     """
     for prompt in dict.fromkeys(prompts):
         count = len(tokenizer(prompt).input_ids)
@@ -22,9 +25,7 @@ def token_ids(tokenizer: Any, prompts: list[str], length: int, name: str) -> dic
                 stacklevel=3,
             )
     return dict(
-        tokenizer(
-            prompts, padding="longest", truncation=True, max_length=length, return_tensors="pt"
-        )
+        tokenizer(prompts, padding=padding, truncation=True, max_length=length, return_tensors="pt")
     )
 
 

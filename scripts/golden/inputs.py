@@ -20,6 +20,7 @@ from transformers import BertTokenizer  # noqa: E402
 from align.decompose import decompose  # noqa: E402
 from align.rewards.blip_vqa import phrases  # noqa: E402
 from align.rewards.clip_t5 import QUESTION, SYSTEM  # noqa: E402
+from align.rewards.mps import CONDITION  # noqa: E402
 
 
 def main() -> None:
@@ -28,9 +29,12 @@ def main() -> None:
     bert, t5 = BertTokenizer.from_pretrained(folder), tiny.t5_tokenizer()
     (folder / "vocab.txt").unlink()
     folder.rmdir()
+    whole = {"padding": "max_length", "truncation": True, "max_length": tiny.WINDOW}
     content = {
         "prompts": tiny.PROMPTS,
         "clip_ids": [words(prompt).input_ids for prompt in tiny.PROMPTS],
+        "mps_ids": [words(prompt, **whole).input_ids for prompt in tiny.PROMPTS],
+        "mps_condition": words(CONDITION, **whole).input_ids,
         "owlvit_ids": [words(f"a photo of a {noun}").input_ids for noun in ("cube", "dog")],
         "bert_ids": [bert(prompt).input_ids for prompt in tiny.PROMPTS],
         "phrase_ids": [[bert(q).input_ids for q in phrases(p)] for p in tiny.PROMPTS],

@@ -3,8 +3,10 @@
     python scripts/golden/inputs.py                         # in this project's environment
     python scripts/golden/reference.py [NAME …]             # in an environment of its own, with
 
-    pip install torch torchvision "transformers==4.44.2" "timm==0.6.13" fairscale sentencepiece
-    pip install --no-deps image-reward hpsv2x simple-aesthetics-predictor t2v-metrics==3.0
+    pip install torch torchvision "transformers==4.44.2" "timm==0.6.13" fairscale einops \
+        sentencepiece
+    pip install --no-deps image-reward hpsv2x simple-aesthetics-predictor t2v-metrics==3.0 \
+        imscore==0.0.11
 
 Weights and pictures come from the formula in tests/formula.py, so that only names, shapes and
 scores are stored. Of a package just the files that score are imported: what its `__init__` pulls in
@@ -17,149 +19,15 @@ pictures, `torch.nn.functional.interpolate(antialias=True)` for tensors, as torc
 """
 
 import importlib
-import importlib.util
 import itertools
 import json
 import sys
-import types
-import warnings
-from pathlib import Path
 
 import torch
+from clips import aesthetic, clip, hps, mps
+from common import GOLDEN, IN, MEAN, STD, bare, ids, large, load, small
+from formula import pictures
 from PIL import Image
-
-TESTS = Path(__file__).parents[2] / "tests"
-GOLDEN = TESTS / "golden" / "rewards"
-sys.path.insert(0, str(TESTS))
-warnings.filterwarnings("ignore")
-
-from formula import pictures, weights  # noqa: E402
-
-IN = json.loads((GOLDEN / "inputs.json").read_text())
-MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
-STD = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
-
-
-def bare(*names: str) -> None:
-    """Make packages importable without running their `__init__`."""
-    for name in names:
-        parent, _, last = name.rpartition(".")
-        package = types.ModuleType(name)
-        if parent:
-            package.__path__ = [str(Path(sys.modules[parent].__path__[0]) / last)]
-        else:
-            package.__path__ = list(importlib.util.find_spec(name).submodule_search_locations)
-        sys.modules[name] = package
-
-
-def small(size: int = 32) -> torch.Tensor:
-    return pictures(2, size, size)
-
-
-def large() -> list[Image.Image]:
-    """Pictures of bytes, 40 high and 57 wide."""
-    data = (pictures(2, 40, 57) * 255).round().byte()
-    return [Image.fromarray(one.permute(1, 2, 0).numpy()) for one in data]
-
-
-def ids(rows: list[list[int]], fill: int) -> torch.Tensor:
-    longest = max(map(len, rows))
-    return torch.tensor([row + [fill] * (longest - len(row)) for row in rows])
-
-
-def load(model: torch.nn.Module) -> dict:
-    """Fill a reference's module by the formula; the shapes of its keys, tied ones by one key."""
-    state = model.state_dict()
-    made = weights({key: list(value.shape) for key, value in state.items()})
-    first: dict[int, str] = {}
-    for key, value in state.items():
-        name = first.setdefault(value.data_ptr(), key)
-        made[key] = made[name] if value.is_floating_point() else value
-    model.load_state_dict(made)
-    model.eval()
-    kept = set(first.values())
-    return {key: list(value.shape) for key, value in state.items() if key in kept}
-
-
-@torch.no_grad()
-def hps() -> dict:
-    bare("hpsv2", "hpsv2.src", "hpsv2.src.open_clip")
-    from hpsv2.src.open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
-    from hpsv2.src.open_clip.transform import image_transform
-
-    config = IN["open_clip"]
-    model = CLIP(
-        config["embed_dim"], CLIPVisionCfg(**config["vision_cfg"]),
-        CLIPTextCfg(**config["text_cfg"]), output_dict=True,
-    )  # fmt: skip
-    shapes = load(model)
-    text = torch.zeros(2, config["text_cfg"]["context_length"], dtype=torch.long)
-    for row, known in zip(text, IN["clip_ids"], strict=True):
-        row[: len(known)] = torch.tensor(known)
-
-    def score(pixels: torch.Tensor) -> list[float]:
-        out = model(pixels, text)
-        return (out["image_features"] @ out["text_features"].T).diagonal().tolist()
-
-    view = image_transform(32, is_train=False, resize_longest_max=True)
-    pil = torch.stack([view(one) for one in large()])
-    return {"shapes": shapes, "scores": score((small() - MEAN) / STD), "scores_pil": score(pil)}
-
-
-def clip_pixels() -> torch.Tensor:
-    from transformers import CLIPImageProcessor
-
-    processor = CLIPImageProcessor(
-        size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
-    )
-    return processor(large(), return_tensors="pt").pixel_values
-
-
-@torch.no_grad()
-def clip() -> dict:
-    from transformers import CLIPConfig, CLIPModel
-
-    model = CLIPModel(CLIPConfig(**IN["clip"]))
-    load(model)
-    text = ids(IN["clip_ids"], IN["clip"]["text_config"]["pad_token_id"])
-    mask = ids([[1] * len(row) for row in IN["clip_ids"]], 0)
-
-    def score(pixels: torch.Tensor) -> dict:
-        out = model(input_ids=text, attention_mask=mask, pixel_values=pixels)
-        cosine = (out.image_embeds * out.text_embeds).sum(-1)
-        return {
-            "clip": (100 * cosine).tolist(),
-            "pickscore": out.logits_per_image.diagonal().tolist(),
-        }
-
-    return {"scores": score((small() - MEAN) / STD), "scores_pil": score(clip_pixels())}
-
-
-@torch.no_grad()
-def aesthetic(version: str) -> dict:
-    from aesthetics_predictor import AestheticsPredictorV1, AestheticsPredictorV2Linear
-    from transformers import CLIPVisionConfig
-
-    kind, head = {
-        "v1": (AestheticsPredictorV1, "predictor."),
-        "v2": (AestheticsPredictorV2Linear, "layers."),
-    }[version]
-    config = IN["clip"]["vision_config"] | {"projection_dim": IN["clip"]["projection_dim"]}
-    model = kind(CLIPVisionConfig(**config))
-    load(model)
-    # The published head files have these keys without the prefix (v1), or with it (v2).
-    keep = "" if version == "v1" else head
-    heads = {
-        keep + key.removeprefix(head): list(value.shape)
-        for key, value in model.state_dict().items() if key.startswith(head)
-    }  # fmt: skip
-    made = weights(heads)
-    model.load_state_dict({head + k.removeprefix(keep): v for k, v in made.items()}, strict=False)
-    return {
-        "head": heads,
-        "scores": model((small() - MEAN) / STD).logits.squeeze(-1).tolist(),
-        "scores_pil": model(clip_pixels()).logits.squeeze(-1).tolist(),
-    }
 
 
 @torch.no_grad()
@@ -352,6 +220,7 @@ REFERENCES = {
     "aesthetic-v1": lambda: aesthetic("v1"),
     "aesthetic-v2": lambda: aesthetic("v2"),
     "image-reward": image_reward,
+    "mps": mps,
     "blip-vqa": blip,
     "vqascore": vqascore,
     "detector": detector,
