@@ -151,7 +151,7 @@ def raster_time(
     from align.nar import NARScheduler
 
     model = raster_model(config.model)
-    condition, mask = pipe._condition(list(config.prompt), None, config.num_images)
+    condition, mask = pipe.conditions(list(config.prompt), None, config.num_images)
     uniforms = draw_uniforms(
         config.num_images, model.order.num_tokens, torch.Generator().manual_seed(0), model.device
     )

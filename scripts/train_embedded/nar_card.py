@@ -5,6 +5,7 @@ from pathlib import Path
 
 from align.files import write_atomic
 from align.nar.pipeline import NARPipeline
+from align.precision import fast_bfloat16
 
 CARD = """---
 license: cc0-1.0
@@ -23,15 +24,16 @@ passes (neighboring-autoregressive decoding, arXiv 2503.10696).
 | `text_encoder` | CLIP text model of {text_layers} layers, trained along | {text_encoder:,} |
 | `transformer` | {layers} + {extra} blocks of width {width}, fusion {fusion} | {transformer:,} |
 
-Trained for {step} steps of {batch} fresh renders, seed {seed}, seen combinations only, bfloat16
-autocast; the weights are an exponential moving average in float16:
+Trained for {step} steps of {batch} fresh renders, seed {seed}, seen combinations only, {precision};
+the weights are an exponential moving average in float16:
 
     python scripts/train_embedded/nar_tokenizer.py
     python scripts/train_embedded/nar_scenes.py
 
 Use: `align.nar.NARPipeline.from_pretrained("embedded/nar-scenes")("a red circle")`. Prompts
 outside the scenes grammar are outside what it was trained on. It was trained on synthetic
-pictures drawn by this package's renderer, so it holds no third-party data.
+pictures drawn by this package's renderer, so it holds no third-party data. How often its pictures
+are right stands in docs/benchmarks.md (`scripts/bench/nar_scenes.py`).
 """
 
 
@@ -55,6 +57,7 @@ def write_card(out: Path, pipe: NARPipeline, args: argparse.Namespace, step: int
         fusion=args.fusion,
         transformer=count(transformer),
         step=step,
+        precision="bfloat16 autocast" if fast_bfloat16(args.device) else "float32",
         batch=args.batch_size,
         seed=args.seed,
     )

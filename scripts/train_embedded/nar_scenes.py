@@ -2,6 +2,7 @@
 
     python scripts/train_embedded/nar_tokenizer.py --minutes 15
     python scripts/train_embedded/nar_scenes.py --minutes 90                       # one process
+    python scripts/train_embedded/nar_scenes.py --seed 1 --start align/embedded/nar-scenes  # go on
     torchrun --nproc-per-node 2 scripts/train_embedded/nar_scenes.py --minutes 90  # two cores
 
 Needs the text tokenizer (`tokenizer.py`) and the image tokenizer. The text encoder starts from the
@@ -85,6 +86,14 @@ def make_text_encoder(words: int) -> CLIPTextModel:
     return CLIPTextModel(config)
 
 
+def load_weights(model: TextToTokens, folder: Path) -> None:
+    """Take over a pipeline's transformer and text encoder; the optimizer begins anew."""
+    parts = {"transformer": NARTransformer2DModel, "text_encoder": CLIPTextModel}
+    for name, kind in parts.items():
+        trained = kind.from_pretrained(folder / name, dtype=torch.float32)
+        getattr(model, name).load_state_dict(trained.state_dict())
+
+
 class MuonAdamW:
     """Muon for the matrices inside blocks, AdamW for everything else, as one optimizer."""
 
@@ -148,6 +157,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=ROOT / "work/nar-scenes")
     parser.add_argument("--out", type=Path, default=EMBEDDED / "nar-scenes")
     parser.add_argument("--image-tokenizer", type=Path, help="default: OUT/image_tokenizer")
+    parser.add_argument(
+        "--start", type=Path, help="go on from this pipeline's weights, with --seed 1"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     return parser.parse_args()
 
@@ -163,6 +175,8 @@ def main() -> None:
     image_tokenizer.eval().to(args.device)
     words = CLIPTokenizer.from_pretrained(EMBEDDED / "scenes/tokenizer")
     model = TextToTokens(image_tokenizer, len(words), args).to(args.device)
+    if args.start:
+        load_weights(model, args.start)
     stream = f"{args.seed}-{rank()}"
     config = LoopConfig(
         args.work, minutes=args.minutes, learning_rate=args.learning_rate, threads=args.threads,
@@ -185,7 +199,7 @@ def main() -> None:
         pipe = NARPipeline(
             ema.transformer.eval().to(torch.float16),
             ImageTokenizer.from_pretrained(source),
-            NARScheduler(temperature=0.9, guidance_scale=2.5),
+            NARScheduler(temperature=0.8, guidance_scale=2.5),
             words,
             ema.text_encoder.eval().to(torch.float16),
         )
