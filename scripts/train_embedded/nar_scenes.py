@@ -196,9 +196,11 @@ def main() -> None:
         return F.cross_entropy(logits.flatten(0, 1), ids.flatten()), {}
 
     def save(ema: TextToTokens, step: int) -> None:
+        shipped = ImageTokenizer.from_pretrained(source)
+        shipped.register_to_config(_name_or_path="")  # else the folder of this machine is shipped
         pipe = NARPipeline(
             ema.transformer.eval().to(torch.float16),
-            ImageTokenizer.from_pretrained(source),
+            shipped,
             NARScheduler(temperature=0.8, guidance_scale=2.5),
             words,
             ema.text_encoder.eval().to(torch.float16),
