@@ -25,6 +25,7 @@ LOADERS = {
     "jpeg": "align.rewards.jpeg:load",
     "jpeg-complexity": "align.rewards.jpeg:load_complexity",
     "mps": "align.rewards.mps:load",
+    "nsfw": "align.rewards.nsfw:load",
     "pickscore": "align.rewards.pickscore:load",
     "scenes-clip": "align.rewards.scenes_clip:load",
     "scenes-count": "align.rewards.scenes_count:load",

@@ -74,6 +74,14 @@ AESTHETIC_V2 = Source(
     "6934dd81792f086e613a121dbce43082cb8be85e/sac%2Blogos%2Bava1-l14-linearMSE.pth",
     sha256="21dd590f3ccdc646f0d53120778b296013b096a035a2718c9cb0d511bff0f1e0",
 )
+NSFW = Source(
+    "LAION-AI/CLIP-based-NSFW-Detector",
+    ("h14_nsfw.pth",),
+    size=23 * _MB,
+    licence="MIT",
+    url="https://github.com/LAION-AI/CLIP-based-NSFW-Detector/raw/"
+    "d6bb8fe31fd4aecbfed7dfb62df4fe5858bfc014/h14_nsfw.pth",
+)
 
 
 def _hps(file: str) -> tuple[Source, ...]:
@@ -115,6 +123,7 @@ PUBLISHED: dict[str, tuple[Source, ...]] = {
         Source("RE-N-Y/mpsv1", ("model.safetensors",), size=4420 * _MB, licence="MIT (code)"),
         Source(CLIP_H.repo, _CLIP_FILES, size=2 * _MB, licence="MIT"),
     ),
+    "nsfw": (NSFW, CLIP_H),
     "pickscore": (
         Source("yuvalkirstain/PickScore_v1", ("config.json",), True, 3946 * _MB, "MIT"),
         CLIP_H_WORDS,

@@ -20,6 +20,7 @@ DESCRIPTIONS = {
     "image-reward": ("what experts prefer, in standard deviations", "unbounded"),
     "jpeg": ("minus the size as a JPEG file at quality 95, estimated, in kB", "< 0"),
     "jpeg-complexity": ("size as a JPEG file at quality 95, estimated, in kB", "> 0"),
+    "nsfw": ("whether the picture is safe for work, a judge", "about 0 to 1"),
     "mps": ("human preference, of a picture that read the prompt", "-100 to 100"),
     "pickscore": ("what users pick, about 100 cos(image, prompt)", "-100 to 100"),
     "scenes-clip": ("2.5 cos(image, prompt) of a contrastive dual encoder", "-2.5 to 2.5"),
