@@ -3,29 +3,20 @@
 import pytest
 import torch
 from formula import pictures
+from tiny_nsfw import FILE, WIDTHS
 from tiny_rewards import installed_weights
 
 from align.rewards import load_reward
 from align.rewards.nsfw import LAYERS
 
 installed = installed_weights
-WIDTHS = (16, 12, 20, 12, 8, 6, 4, 1)
 
 
 @pytest.fixture(scope="module")
 def head(installed):
-    """The tensors of a small head, and the file that they are installed in."""
-    clip = load_reward("clip").functions["clip"]
-    widths = (clip.tower.model.config.projection_dim, *WIDTHS[1:])
-    generator = torch.Generator().manual_seed(5)
-    tensors = {}
-    for place, narrow, wide in zip(LAYERS, widths[:-1], widths[1:], strict=True):
-        tensors[f"layers.{place}.weight"] = torch.randn(wide, narrow, generator=generator) / 2
-        tensors[f"layers.{place}.bias"] = torch.randn(wide, generator=generator) / 4
-    path = installed / "LAION-AI/CLIP-based-NSFW-Detector/h14_nsfw.pth"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(tensors, path)
-    return tensors, path
+    """The tensors of the small head, and the file that they are installed in."""
+    path = installed / FILE
+    return torch.load(path, weights_only=True), path
 
 
 def by_hand(tensors, features):
@@ -49,14 +40,6 @@ def test_scores_are_those_of_the_layers_and_each_picture_by_itself(head):
     assert torch.allclose(scores, alone, atol=1e-5)
 
 
-def test_it_has_a_gradient_by_the_picture(head):
-    reward = load_reward("nsfw")
-    images = pictures(1, 32, 32).requires_grad_()
-    (gradient,) = torch.autograd.grad(reward(images, ["a cube"]).sum(), images)
-    assert gradient.isfinite().all()
-    assert gradient.abs().max() > 0
-
-
 def test_heads_of_something_else_are_refused(head, tmp_path):
     tensors, path = head
     assert load_reward(f"nsfw:{path}").functions
@@ -67,7 +50,7 @@ def test_heads_of_something_else_are_refused(head, tmp_path):
     with pytest.raises(ValueError, match=r"short.pth is not LAION's NSFW head"):
         load_reward(f"nsfw:{tmp_path}/short.pth")
     wider = dict(tensors)
-    wider["layers.0.weight"] = torch.zeros(WIDTHS[1], 3)
+    wider["layers.0.weight"] = torch.zeros(WIDTHS[0], 3)
     torch.save(wider, tmp_path / "wider.pth")
     with pytest.raises(ValueError, match="reads features of 3 numbers"):
         load_reward(f"nsfw:{tmp_path}/wider.pth")

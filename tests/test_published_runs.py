@@ -11,7 +11,7 @@ from align.cli import main
 from align.nar import NARPipeline, NARScheduler
 from align.run import read_metrics
 
-REWARDS = (*NETWORKS, *DETECTORS[:2], DETECTORS[3])  # OWL-ViT twice, YOLOS once
+REWARDS = (*NETWORKS, "nsfw", *DETECTORS[:2], DETECTORS[3])  # OWL-ViT twice, YOLOS once
 installed = installed_weights
 
 

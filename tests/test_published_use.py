@@ -18,7 +18,7 @@ from align.rewards.expression import expand, parse_expression
 from align.rewards.weights import find, read_checkpoint
 
 PROMPTS = list(tiny.PROMPTS)
-REWARDS = (*NETWORKS, *DETECTORS)
+REWARDS = (*NETWORKS, "nsfw", *DETECTORS)
 installed = installed_weights
 load = loader
 

@@ -12,6 +12,7 @@ import torch
 from formula import weights
 from safetensors.torch import save_file
 from tiny import clip_tokenizer
+from tiny_nsfw import install_nsfw
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     BlipConfig,
@@ -208,6 +209,7 @@ def install(folder: Path) -> Path:
         save_clip_words(folder / repo)
     for name in ("aesthetic-v1", "aesthetic-v2"):
         save_head(name, folder)
+    install_nsfw(folder, clip.config.projection_dim)
     for version in ("HPS_v2", "HPS_v2.1"):
         save_hps(folder / "xswu/HPSv2" / f"{version}_compressed.pt")
     save_image_reward(folder / "THUDM/ImageReward" / "ImageReward.pt")
