@@ -28,10 +28,17 @@ def unfold(page, name):
 
 
 def fill(page, name, value):
-    """Write a number into a slider or number field, and leave it."""
+    """Write a number into a slider or number field, and leave it.
+
+    What is typed while the page is still putting a field in place is lost: type it again.
+    """
     field = page.locator(f"#{name} input[type=number]").first
-    field.fill(str(value))
-    field.press("Tab")
+    for _ in range(20):
+        field.fill(str(value))
+        field.press("Tab")
+        page.wait_for_timeout(500)
+        if field.input_value() == str(value):
+            break
     expect(field).to_have_value(str(value))
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 from playwright.sync_api import expect
 
 from .conftest import PATIENCE
+from .helpers import fill
 
 PROMPT = "a green star left of a purple ring"
 
@@ -21,10 +22,7 @@ def settings(page, *, seed=None, steps=None, count=None):
         page.locator("#settings").get_by_text("Settings", exact=True).click()
     for name, value in (("steps", steps), ("count", count)):
         if value is not None:
-            field = page.locator(f"#{name} input[type=number]")
-            field.fill(str(value))
-            field.press("Tab")
-            expect(field).to_have_value(str(value))
+            fill(page, name, value)
     if seed is not None:
         page.locator("#generate-randomize input").uncheck()
         page.locator("#generate-seed input").fill(str(seed))
