@@ -58,7 +58,7 @@ def build(page: gr.Blocks, allow_any_model: bool) -> dict:
         js=STOP,
         api_name="stop_training",
         show_progress="hidden",
-        queue=False,
+        concurrency_limit=None,  # in the queue though it never waits: else no refusal is shown
     )
     gr.on([page.load, gr.Timer(EVERY).tick], handler.show, mark, view, **QUIET)
     asked = gr.Button("Look now", visible=False)

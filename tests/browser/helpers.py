@@ -11,6 +11,8 @@ TABS = ("Generate", "Optimize noise", "Align", "NAR", "Compare", "About")
 
 def open_tab(page, label):
     """Open a tab; its content is there when this returns."""
+    page.locator("#tabs [role=tab]:visible").first.wait_for()  # also after a reload
+    page.wait_for_timeout(300)  # until it is decided which of them go behind the menu
     tab = page.get_by_role("tab", name=label, exact=True)
     if not tab.is_visible():  # on a phone some are behind the menu
         page.locator("#tabs .overflow-menu > button").click()
