@@ -49,6 +49,7 @@ def build(page: gr.Blocks, allow_any_model: bool) -> dict:
                     label="Picture whose upper left corner is kept",
                     sources=["upload", "clipboard"],
                     type="filepath",
+                    interactive=True,  # it is no handler's input: else only shown
                     format="png",
                     height=200,
                     elem_id="nar-picture",
