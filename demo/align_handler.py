@@ -6,6 +6,7 @@ The state is on the disk, not in the page: whoever opens or reloads it sees the 
 import shutil
 from collections.abc import Callable
 from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
@@ -125,7 +126,17 @@ def show(shown: Any = None) -> tuple:
         return f'<div class="status">{NOTHING}</div>', "", "", None, None, no_file(), mark
     rewards, judged = curves(view.records)
     file = skip if mark[-1] == (shown or [None])[-1] else lora_file(view)
-    return line(view), rewards, judged, view.before, view.latest, file, mark
+    before, latest = pictures(view)
+    return line(view), rewards, judged, before, latest, file, mark
+
+
+def pictures(view: "View") -> tuple[Path | None, Path | None]:
+    """The pictures before and now; none of a model with a safety checker: they did not pass it."""
+    if view.before is None:
+        return None, None
+    from align.demo.safety import ships  # takes a while at first
+
+    return (None, None) if ships(view.config["model"]) else (view.before, view.latest)
 
 
 def fingerprint(view: "View | None") -> list:

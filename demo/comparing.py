@@ -12,6 +12,7 @@ from torch import Tensor
 from align.budget import parse_budget
 from align.demo.drawing import nar_pipeline
 from align.demo.pictures import SLOT, Verdict, judge, pipeline, reward_of
+from align.demo.safety import screened
 from align.demo.streaming import stoppable, stream
 from align.denoisers import denoiser_module
 from align.evaluation.config import CompareConfig
@@ -91,4 +92,5 @@ def _entry(config: CompareConfig, method: Method, made: Any, prompt: str, reward
     terms = reward.terms(image, [prompt], [{}])
     scores = {name: float(score[0]) for name, score in terms.items()}
     verdicts = judge(method.model if method.search == "nar" else config.model, prompt, image)
-    return Entry(method.label, made.image, made.spent, scores, verdicts[0] if verdicts else None)
+    shown = image if method.search == "nar" else screened(config.model, image)[0]
+    return Entry(method.label, shown[0], made.spent, scores, verdicts[0] if verdicts else None)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from align.commands import generate_batch, picture_settings
 from align.config import GenerateConfig
+from align.demo.safety import screened, ships
 from align.demo.streaming import stream
 from align.denoisers import image_size
 from align.models import best_device, load_pipeline
@@ -74,14 +75,15 @@ def _generate(config: GenerateConfig, report: Callable[[Update | None], None]) -
         check_size(pipe, config.height, config.width)
         texts = [t for t in (*config.prompt, config.negative_prompt) if t]
         warnings = prompt_warnings(pipe, texts)
+        checked = ships(config.model)  # previews would show what the checker is to hide
         started = time.monotonic()
         preview, spent, shown = None, 0.0, started
 
         def on_step(index: int, timestep: Tensor, latents: Tensor) -> None:
             nonlocal preview, spent, shown
             now = time.monotonic()
-            due = now - shown >= PREVIEW_EVERY and spent <= PREVIEW_SHARE * (now - started)
-            if due and index + 1 < steps:
+            due = not checked and now - shown >= PREVIEW_EVERY
+            if due and spent <= PREVIEW_SHARE * (now - started) and index + 1 < steps:
                 preview = decode(pipe, latents)
                 shown = time.monotonic()
                 spent += shown - now
@@ -90,6 +92,8 @@ def _generate(config: GenerateConfig, report: Callable[[Update | None], None]) -
         prompts = [config.prompt[0]] * config.num_images
         images = generate_batch(config, pipe, prompts, range(config.num_images), on_step=on_step)
         seconds = time.monotonic() - started
+        images, hidden = screened(config.model, images)
+        warnings = [*warnings, *hidden]
         report(Update(steps, steps, seconds, images, warnings, picture_settings(config, pipe)))
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from align.config import OptimizeConfig, OptimizeRunConfig
 from align.demo.pictures import SLOT, pipeline, reward_of, slug
+from align.demo.safety import screened
 from align.demo.streaming import stoppable, stream
 from align.denoisers import denoiser_module
 from align.noise_opt import optimize
@@ -73,22 +74,22 @@ def _grown(
 ) -> Found:
     """What is known after a step; a new best is written with its noise."""
     prompt, name = config.prompt[0], slug(config.prompt[0])
-    initial, first = found.initial, found.first
+    initial, first, hidden = found.initial, found.first, []
     if step.iteration == 0:
         initial = folder / f"{name}-seed-{config.seed}.png"
-        save_image(initial, step.images[0], prompt=prompt, seed=config.seed, **said)
+        shown, hidden = screened(config.model, step.images[:1])
+        save_image(initial, shown[0], prompt=prompt, seed=config.seed, **said)
         first = first_scores(found.weighing, config, step)
     best, noise, path = found.best, found.noise, found.path
     if step.improved:
         best = folder / f"{name}-best-{step.iteration:04d}.png"
         noise = folder / f"{name}-noise-{step.iteration:04d}.safetensors"
-        save_image(
-            best, step.best_image, prompt=prompt, seed=config.seed, score=step.best_total, **said
-        )
+        shown, hidden = screened(config.model, step.best_image[None])
+        save_image(best, shown[0], prompt=prompt, seed=config.seed, score=step.best_total, **said)
         save_noise(noise, step.best_noise, prompt=prompt, seed=config.seed)
         path = (*path, (best, f"{step.best_total:.3f}"))[-PATH_SHOWN:]
     return Found(
-        found.weighing, found.warnings, step, initial, best, noise, path,
+        found.weighing, [*dict.fromkeys([*found.warnings, *hidden])], step, initial, best, noise, path,
         (*found.rows, *gains(found.weighing, first, step)), first,
     )  # fmt: skip
 
