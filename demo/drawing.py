@@ -13,12 +13,13 @@ from torch import Tensor
 
 from align.demo.pictures import PREVIEW_SHARE, SLOT
 from align.demo.streaming import stream
-from align.nar import NARTransformer2DModel
+from align.nar import NARTransformer2DModel, NARTransformer3DModel
 from align.nar.commands import load_nar_pipeline
 from align.nar.config import NarGenerateConfig
 from align.nar.generate import Wavefront, decode
 from align.nar.pipeline import NARPipeline
 from align.nar.scheduler import draw_uniforms
+from align.nar.video_pipeline import NARVideoPipeline
 
 PREVIEW_EVERY = 0.1  # seconds
 SETTINGS = ("guidance_scale", "temperature", "top_k", "top_p")
@@ -34,8 +35,8 @@ class Drawn:
     done: int = 0
     seconds: float = 0.0
     """Spent on the passes; previews apart."""
-    images: Float[Tensor, "b 3 h w"] | None = None
-    """The newest preview, in the end the result."""
+    images: Float[Tensor, "b ..."] | None = None
+    """The newest preview, in the end the result: pictures [b, 3, h, w], clips [b, t, 3, h, w]."""
     ended: bool = False
     baseline: tuple[int, float] | None = None
     """Passes and seconds of raster order, once measured."""
@@ -66,6 +67,8 @@ def _draw(config: NarGenerateConfig, corner: Corner | None, compare: bool, repor
     with SLOT, torch.no_grad():
         report(None)
         pipe = nar_pipeline(config.model)
+        if corner is not None and isinstance(pipe, NARVideoPipeline):
+            raise ValueError(f"{config.model} draws clips; a picture is continued by one for them")
         order = pipe.transformer.order
         report(Drawn(order.num_passes))
         own = pipe.scheduler.config
@@ -133,13 +136,13 @@ def corner_ids(pipe: NARPipeline, corner: Corner) -> Int[Tensor, "1 n"]:
 
 
 @functools.lru_cache(maxsize=2)
-def raster_model(model: str) -> NARTransformer2DModel:
+def raster_model(model: str) -> NARTransformer2DModel | NARTransformer3DModel:
     """A model of the same size that decodes token by token, row by row.
 
     It is not trained: only its time is of interest, and that does not depend on the weights.
     """
     own = nar_pipeline(model).transformer
-    raster: Any = NARTransformer2DModel.from_config(own.config, decoding="raster")
+    raster: Any = type(own).from_config(own.config, decoding="raster")
     raster = raster.to(own.device).eval()
     return raster if raster.dtype == own.dtype else raster.to(own.dtype)
 

@@ -1,4 +1,7 @@
-"""The NAR tab, `/nar`: its values -> NarGenerateConfig -> updates of the page."""
+"""The NAR tab, `/nar`: its values -> NarGenerateConfig -> updates of the page.
+
+A model for clips gives GIFs; while they are drawn, their frames side by side.
+"""
 
 import tempfile
 from collections.abc import Callable, Iterator
@@ -9,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from align.demo import uploads, values
-from align.demo.choices import check_model, nar_models
+from align.demo.choices import check_model, nar_clip_models, nar_models
 from align.demo.handlers import findings, gallery_of
 from align.demo.links import address
 from align.demo.messages import one_sentence, plural, progress, status
@@ -41,12 +44,13 @@ def make_nar(allow_any_model: bool) -> Callable[..., Iterator[tuple]]:
         share: float = 0.5,
         run_name: str = "",
     ) -> Iterator[tuple]:
-        """Pictures by neighboring-autoregressive decoding; of a `picture` (a data: address) the
-        upper left corner is kept, `share` of each side. `stop(run_name)` ends it."""
+        """Pictures, or clips by a model for them, by neighboring-autoregressive decoding; of a
+        `picture` (a data: address) the upper left corner is kept, `share` of each side.
+        `stop(run_name)` ends it."""
         with one_sentence():
             config = NarGenerateConfig(
                 prompt=(values.text("prompt", prompt, needed=True),),
-                model=check_model(model, allow_any_model, nar_models()),
+                model=check_model(model, allow_any_model, [*nar_models(), *nar_clip_models()]),
                 seed=values.seed(seed, randomize_seed),
                 guidance_scale=values.number("guidance", guidance_scale, 1, 20),
                 temperature=values.number("temperature", temperature, 0, 5),
@@ -92,20 +96,23 @@ def _run(
 
 
 def _previews(drawn: "Drawn") -> list:
+    from align.nar.video_pipeline import filmstrip
     from align.run import to_pil
 
     assert drawn.images is not None
-    return [to_pil(image) for image in drawn.images]
+    images = drawn.images if drawn.images.ndim == 4 else filmstrip(drawn.images)
+    return [to_pil(image) for image in images]
 
 
 def _pictures(
     drawn: "Drawn", config: NarGenerateConfig, corner: "Corner | None"
 ) -> Iterator[tuple]:
-    from align.demo.pictures import judge, save_pictures
+    from align.demo.pictures import judge, judge_clips, save_pictures
 
     unchanged = gr.skip()
     assert drawn.images is not None
-    verdicts = judge(config.model, config.prompt[0], drawn.images)
+    judged = judge if drawn.images.ndim == 4 else judge_clips
+    verdicts = judged(config.model, config.prompt[0], drawn.images)
     said = {"model": config.model, **drawn.settings}
     said |= {"corner_kept": corner.share} if corner else {}
     with tempfile.TemporaryDirectory(prefix="align-demo-") as folder:  # the page gets copies
@@ -126,7 +133,8 @@ def running(drawn: "Drawn", config: NarGenerateConfig) -> str:
 
 def speed(drawn: "Drawn", config: NarGenerateConfig) -> str:
     """How fast the pictures were."""
-    made = plural(config.num_images, "picture")
+    clips = drawn.images is not None and drawn.images.ndim == 5
+    made = plural(config.num_images, "clip" if clips else "picture")
     return f"{made} in {drawn.total} passes and {drawn.seconds:.2f} s"
 
 

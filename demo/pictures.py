@@ -18,6 +18,7 @@ from align.demo.safety import screened, ships
 from align.demo.streaming import stream
 from align.denoisers import image_size
 from align.models import best_device, load_pipeline
+from align.nar.clips import save_clip
 from align.pixels import decode
 from align.prompt_words import prompt_warnings
 from align.report import objects_text
@@ -133,14 +134,16 @@ def check_size(pipe: Any, height: int | None, width: int | None) -> None:
 
 
 def save_pictures(
-    images: Float[Tensor, "b 3 h w"], config: Any, settings: dict[str, Any], folder: Path
+    images: Float[Tensor, "b ..."], config: Any, settings: dict[str, Any], folder: Path
 ) -> list[Path]:
-    """Write each image as a PNG that says how it was made; returns the files."""
+    """Write each image `[3, h, w]` as a PNG, each clip `[t, 3, h, w]` as a GIF, that say how they
+    were made; returns the files."""
     paths = []
     for index, image in enumerate(images):
         seed = config.seed + index
-        path = folder / f"{slug(config.prompt[0])}-seed-{seed}.png"
-        save_image(path, image, prompt=config.prompt[0], seed=seed, **settings)
+        save, ending = (save_image, "png") if image.ndim == 3 else (save_clip, "gif")
+        path = folder / f"{slug(config.prompt[0])}-seed-{seed}.{ending}"
+        save(path, image, prompt=config.prompt[0], seed=seed, **settings)
         paths.append(path)
     return paths
 
@@ -168,3 +171,21 @@ def judge(model: str, prompt: str, images: Float[Tensor, "b 3 h w"]) -> list[Ver
         Verdict(bool(e), float(p), objects_text(read(image)))
         for e, p, image in zip(exact, partial, pixels, strict=True)
     ]
+
+
+def judge_clips(model: str, prompt: str, clips: Float[Tensor, "b t 3 h w"]) -> list[Verdict]:
+    """What the verifier sees in clips by an embedded model; empty where it has no say."""
+    from align.scenes.motion import parse_motion
+    from align.scenes.motion_verifier import verify_clips
+
+    if not model.startswith("embedded/"):
+        return []
+    try:
+        parse_motion(prompt)
+    except ValueError:
+        return []
+    return [
+        Verdict(v.exact, v.frames, f"the object right in {v.frames:.0%} of the frames, "
+                f"direction {'right' if v.direction else 'wrong'}")
+        for v in verify_clips([prompt] * len(clips), clips)
+    ]  # fmt: skip

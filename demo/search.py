@@ -84,12 +84,14 @@ def _grown(
     if step.improved:
         best = folder / f"{name}-best-{step.iteration:04d}.png"
         noise = folder / f"{name}-noise-{step.iteration:04d}.safetensors"
-        shown, hidden = screened(config.model, step.best_image[None])
+        shown, more = screened(config.model, step.best_image[None])
+        hidden = [*hidden, *more]
         save_image(best, shown[0], prompt=prompt, seed=config.seed, score=step.best_total, **said)
         save_noise(noise, step.best_noise, prompt=prompt, seed=config.seed)
         path = (*path, (best, f"{step.best_total:.3f}"))[-PATH_SHOWN:]
+    warnings = [*dict.fromkeys([*found.warnings, *hidden])]
     return Found(
-        found.weighing, [*dict.fromkeys([*found.warnings, *hidden])], step, initial, best, noise, path,
+        found.weighing, warnings, step, initial, best, noise, path,
         (*found.rows, *gains(found.weighing, first, step)), first,
     )  # fmt: skip
 

@@ -4,9 +4,10 @@ import gradio as gr
 
 from align.demo import nar_handler as handler
 from align.demo import parts
-from align.demo.choices import nar_models
+from align.demo.choices import nar_clip_models, nar_models
 from align.demo.parts import GPU
 
+CLIP_EXAMPLE = "a red circle moving right"
 # The picture goes to the server as the file's own bytes: no path is ever taken from a browser.
 STARTED = """async (...inputs) => {
   const run = `${Date.now()}-${Math.random()}`;
@@ -28,7 +29,7 @@ STARTED = """async (...inputs) => {
 
 def build(page: gr.Blocks, allow_any_model: bool) -> dict:
     """Lay the tab out; returns its fields by their names in links."""
-    known = nar_models()
+    known = [*nar_models(), *nar_clip_models()]
     gr.Markdown(
         "Neighboring autoregression draws a picture as a grid of tokens, from the upper left "
         "corner outwards: all tokens of a diagonal wavefront in one pass of the model."
@@ -82,6 +83,12 @@ def build(page: gr.Blocks, allow_any_model: bool) -> dict:
         **GPU,
     )
     parts.wire_stop(stop, name, "nar-status")
+    if nar_models() and nar_clip_models():
+        gr.Examples(
+            [[parts.EXAMPLES[0], nar_models()[0]], [CLIP_EXAMPLE, nar_clip_models()[0]]],
+            [prompt, fields["model"]],
+            label="A picture, and a clip",
+        )
     return {
         "prompt": prompt, **fields, "images": count, "picture": picture,
         "buttons": {"compare": to_compare},

@@ -75,13 +75,15 @@ def start(config: TrainConfig, prompts: list[str], owner: str) -> Path:
                 "a training is under way, see below; the demo does one at a time, "
                 "try again when it is done"
             )
+        if _JOB is not None:
+            _let_go(_JOB)
         folders.clean_up()
         folder = folders.reserve(KIND, owner=_digest(owner))
         words = command(config, prompts, folder)
         with beside(folder, ".log").open("wb") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", *words],
-                stdin=subprocess.DEVNULL,
+                [sys.executable, "-m", "align.demo.training", *words[1:]],
+                stdin=subprocess.PIPE,  # it closes when the demo is gone, however that ended
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # the terminal's Ctrl-C comes to it by `end` alone
@@ -148,17 +150,37 @@ def view(folder: Path) -> View:
 def end() -> None:
     """Let the training save, as the demo ends."""
     job = _JOB
-    if job is None or job.process.poll() is not None:
+    if job is None:
         return
-    log.info("the training in %s is saved", job.folder)
-    _interrupt(job)
-    with suppress(subprocess.TimeoutExpired):
-        job.process.wait(PATIENCE)
+    if job.process.poll() is None:
+        log.info("the training in %s is saved", job.folder)
+        _interrupt(job)
+        with suppress(subprocess.TimeoutExpired):
+            job.process.wait(PATIENCE)
     if job.process.poll() is None:
         job.process.kill()
+    _let_go(job)
+
+
+def _let_go(job: Job) -> None:
+    """Close the pipe by which a training knows that its demo lives."""
+    if job.process.stdin is not None:
+        job.process.stdin.close()
 
 
 atexit.register(end)
+
+
+def main() -> int:
+    """`align train`, saved and ended like by Ctrl-C when the demo that began it is gone."""
+    from align.cli import main as run
+
+    def watch() -> None:
+        os.read(0, 1)  # the file descriptor: `sys.stdin` is locked as Python ends
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=watch, daemon=True).start()
+    return run()
 
 
 def _interrupt(job: Job) -> None:
@@ -190,3 +212,7 @@ def _last_line(path: Path) -> str:
     except OSError:
         return ""
     return lines[-1][:300] if lines else ""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

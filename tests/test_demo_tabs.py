@@ -10,7 +10,7 @@ import gradio as gr
 import numpy as np
 import pytest
 import torch
-from demo_helpers import nar_model
+from demo_helpers import nar_model, tiny_video_nar
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -147,6 +147,28 @@ def test_nar_pictures_are_those_of_align_nar_generate(tmp_path):
     tokens = pipe.transformer.order.num_tokens
     assert re.search(f"2 pictures in {passes} passes and .* takes {tokens} passes", statuses[-1])
     assert any(f"of {passes}" in text for text in statuses)
+
+
+def test_a_model_for_clips_gives_gifs_and_continues_no_picture(tmp_path):
+    pipe = tiny_video_nar()
+    pipe.save_pretrained(tmp_path / "video")
+    clips, previews, statuses = [], [], []
+    for shown, _, status, _, _ in nar(str(tmp_path / "video"), compare=True):
+        statuses += [] if skipped(status) else [text_of(status)]
+        if isinstance(shown, list) and shown:
+            if isinstance(shown[0], tuple):
+                for path, _ in shown:
+                    with Image.open(path) as clip:
+                        clips.append((clip.format, clip.size, clip.n_frames))
+            else:
+                previews.append(shown[0].size)
+    passes = pipe.transformer.order.num_passes
+    assert re.search(f"2 clips in {passes} passes and .* takes 8 passes", statuses[-1])
+    assert clips == [("GIF", (8, 8), 4)] * 2
+    assert previews  # the frames side by side
+    assert all(width > 4 * 8 - 1 and height == 8 for width, height in previews)
+    with pytest.raises(gr.Error, match="draws clips"):
+        list(nar(str(tmp_path / "video"), picture=data_url(Image.new("RGB", (9, 9)))))
 
 
 def test_outpainting_keeps_the_corner_of_the_picture(tmp_path):

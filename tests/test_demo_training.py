@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -48,7 +50,8 @@ def wait_for(holds):
 def test_a_training_runs_beside_the_page_and_stop_saves_a_lora_that_others_see():
     status, *_, command = train()
     assert "Loading the model" in status
-    assert command.startswith("align train --preset embedded")
+    assert command.startswith("align train ")
+    assert "--preset embedded" in command
     with pytest.raises(gr.Error, match="one at a time"):  # a second visitor
         train(owner="other")
     view = wait_for(lambda view: len(view.records) >= 1)
@@ -71,6 +74,31 @@ def test_a_training_runs_beside_the_page_and_stop_saves_a_lora_that_others_see()
     assert Path(again[5]["value"]).read_bytes() == view.lora.read_bytes()
     assert align_handler.show(again[-1]) == (gr.skip(),) * 7
     assert str(view.folder) in [value for _, value in choices.loras("embedded/scenes")]
+
+
+STARTS = """
+import time
+from align.demo import align_handler
+align_handler.make_train(False)(
+    "scenes-clip", "own", "a red circle", 5, 500, 5e-4, "embedded/scenes", 1, "me")
+time.sleep(600)
+"""
+
+
+@pytest.mark.slow
+def test_a_training_is_saved_when_its_demo_is_killed(runs):
+    demo = subprocess.Popen([sys.executable, "-c", STARTS])
+    wait_for(lambda view: len(view.records) >= 1)
+    demo.kill()
+    demo.wait()
+    deadline = time.monotonic() + DEADLINE
+    while not list(runs.glob("demo/train-*/lora/pytorch_lora_weights.safetensors")):
+        assert time.monotonic() < deadline
+        time.sleep(0.3)
+    (log,) = runs.glob("demo/notes/*.log")
+    while "align: interrupted" not in log.read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.3)
 
 
 @pytest.mark.slow
