@@ -1,7 +1,8 @@
 """`align quickstart`: the main job on the embedded models, in minutes and without a download.
 
-Pictures by the base model on fixed noises, a LoRA trained by a reward, the same pictures again, and
-a judge that took no part in the training, before against after.
+Pictures by the base model on fixed noises; for some of their prompts a search of the noise, and a
+picture by NAR; a LoRA trained by a reward and the same pictures again; and a judge that took no
+part in any of it.
 """
 
 import logging
@@ -18,6 +19,7 @@ from torch import Tensor
 from align.config import GenerateConfig, QuickstartConfig, TrainConfig
 from align.models import load_pipeline
 from align.prompts import load_prompts
+from align.quickstart_parts import NarPictures, draw_nar, search_noise
 from align.rewards import load_reward
 from align.run import check_folder, log_metrics, open_run, save_image
 from align.sample import generate
@@ -40,6 +42,7 @@ JUDGED_PER_CATEGORY = 8  # prompts: the first of each category
 NOISES = 3  # pictures of each prompt
 FIRST_SEED = 1000  # noise i is that of this seed + i
 SHOWN_PER_CATEGORY = 2  # the first prompts of each category, with their first noise
+SEARCHED_PER_CATEGORY = 2  # prompts whose noise is searched, and that NAR draws: the first ones
 RESERVE = 0.3  # minutes kept for the reports
 LEAST_TRAINING = 0.5  # minutes, however slow the machine is
 OUT = Path("runs/quickstart")
@@ -84,6 +87,12 @@ class Outcome:
     """`before` and `after`, in the order of the judgments."""
     gains: dict[str, Gain]
     """By measure."""
+    searched: list[Judgment]
+    """The first noise of each prompt against the best that the search found."""
+    searched_images: dict[str, Float[Tensor, "b 3 h w"]]
+    searched_gains: dict[str, Gain]
+    nar: NarPictures | None
+    """Of the searched prompts; None where the model is not installed."""
     seconds: dict[str, float]
     """By part."""
 
@@ -109,23 +118,37 @@ def run(config: QuickstartConfig) -> Outcome:
     pipe = load_pipeline(TRAINING.model, device=config.device)
     folder = open_folder(config)
     prompts, categories, seeds = judged_prompts(config.seed)
-    log.info("1/3 %d pictures of %d prompts by the base model", len(prompts), len(set(prompts)))
+    log.info("1/5 %d pictures of %d prompts by the base model", len(prompts), len(set(prompts)))
     before = draw(pipe, prompts, seeds)
     scores_before = score(prompts, before, config.device)
     drawn = time.monotonic()
 
+    some = first_of_each(categories, seeds, SEARCHED_PER_CATEGORY)
+    few = [prompts[i] for i in some]
+    log.info("2/5 searching the noise of %d prompts", len(few))
+    found = search_noise(pipe, few, seeds[0], config.device)
+    searched_images = {"before": found.before, "after": found.after}
+    both = [score(few, images, config.device) for images in searched_images.values()]
+    kinds = [categories[i] for i in some]
+    rows = zip(few, kinds, [seeds[0]] * len(few), *both, strict=True)
+    searched = [Judgment(*row) for row in rows]
+    done_searching = time.monotonic()
+    log.info("3/5 a picture of each by NAR")
+    nar = draw_nar(few, [seeds[0]] * len(few))
+    begun = time.monotonic()
+
     # The pictures after will take as long as those before took on this machine.
     end = started + 60 * (config.minutes - RESERVE) - (drawn - started)
-    end = max(end, drawn + 60 * LEAST_TRAINING)
+    end = max(end, begun + 60 * LEAST_TRAINING)
     training = training_config(config, folder)
-    minutes = (end - drawn) / 60
-    log.info("2/3 training a LoRA by %s, at most %.1f minutes", training.reward, minutes)
+    minutes = (end - begun) / 60
+    log.info("4/5 training a LoRA by %s, at most %.1f minutes", training.reward, minutes)
     result = train(training, on_step=lambda record: time.monotonic() > end)
     trained = time.monotonic()
 
     from align.lora import load_lora
 
-    log.info("3/3 the same pictures with the LoRA")
+    log.info("5/5 the same pictures with the LoRA")
     load_lora(pipe, str(result.lora))
     after = draw(pipe, prompts, seeds)
     scores_after = score(prompts, after, config.device)
@@ -141,9 +164,15 @@ def run(config: QuickstartConfig) -> Outcome:
         judgments=judgments,
         images={"before": before, "after": after},
         gains={name: gain(judgments, name, config.seed) for name in judgments[0].before},
+        searched=searched,
+        searched_images=searched_images,
+        searched_gains={name: gain(searched, name, config.seed) for name in searched[0].before},
+        nar=nar,
         seconds={
             "pictures before, judging": drawn - started,
-            "training": trained - drawn,
+            "noise search": done_searching - drawn,
+            "NAR, loading included": begun - done_searching,
+            "training": trained - begun,
             "pictures after, judging": time.monotonic() - trained,
         },
     )
@@ -238,11 +267,17 @@ def gain(judgments: Sequence[Judgment], measure: str, seed: int = 0, draws: int 
 
 def shown(judgments: Sequence[Judgment]) -> list[int]:
     """Indices of the pictures that the report shows: a fixed choice, not the best ones."""
+    categories, seeds = [j.category for j in judgments], [j.seed for j in judgments]
+    return first_of_each(categories, seeds, SHOWN_PER_CATEGORY)
+
+
+def first_of_each(categories: Sequence[str], seeds: Sequence[int], count: int) -> list[int]:
+    """Indices of each category's first prompts, with their first noise."""
     chosen: dict[str, list[int]] = {}
-    for index, judgment in enumerate(judgments):
-        if judgment.seed == judgments[0].seed:
-            chosen.setdefault(judgment.category, []).append(index)
-    return [index for indices in chosen.values() for index in indices[:SHOWN_PER_CATEGORY]]
+    for index, (category, seed) in enumerate(zip(categories, seeds, strict=True)):
+        if seed == seeds[0]:
+            chosen.setdefault(category, []).append(index)
+    return [index for indices in chosen.values() for index in indices[:count]]
 
 
 def picture_config(outcome: Outcome, index: int, after: bool) -> GenerateConfig:

@@ -4,9 +4,14 @@ import shlex
 from dataclasses import replace
 from pathlib import Path
 
+from jaxtyping import Float
+from torch import Tensor
+
 from align import report
+from align.budget import parse_budget
 from align.files import write_atomic
-from align.quickstart import JUDGED_PROMPTS, Gain, Outcome, picture_config, shown
+from align.quickstart import JUDGED_PROMPTS, Gain, Judgment, Outcome, picture_config, shown
+from align.quickstart_parts import NAR, SEARCH, NarPictures
 from align.report import Shot, command_line, objects_text
 
 NAMES = {
@@ -18,7 +23,7 @@ NAMES = {
 def write_report(outcome: Outcome) -> Path:
     """Write report.html into the run's folder, everything inside it; returns its path."""
     path = outcome.folder / "report.html"
-    t = outcome.training
+    t, places = outcome.training, shown(outcome.judgments)
     sections = [
         report.paragraph(headline(outcome), "lead"),
         report.paragraph(
@@ -37,7 +42,11 @@ def write_report(outcome: Outcome) -> Path:
             "best ones. Under each picture is what the verifier sees in it.",
             "note",
         ),
-        picture_pairs(outcome),
+        picture_pairs([outcome.judgments[i] for i in places], shown_images(outcome, places)),
+        report.heading("Noise search: no training, a better picture"),
+        report.paragraph(search_line(outcome)),
+        picture_pairs(outcome.searched, outcome.searched_images),
+        *nar_part(outcome),
         report.heading("Reward during the training"),
         reward_curve(outcome),
         report.heading("By category"),
@@ -91,6 +100,13 @@ def summary(outcome: Outcome) -> str:
         before, after = (f"{v:.1%}" if points else f"{v:.3f}" for v in (g.before, g.after))
         lines.append(f"  {NAMES.get(name, f'{name} (trained on)')}: {before} -> {after}")
         lines.append(f"    {interval(g, points)}")
+    found = outcome.searched_gains["exact"]
+    lines += [
+        f"Noise search without a LoRA, {images_text()} a prompt, by all four embedded rewards:",
+        f"  {NAMES['exact']}: {found.before:.1%} -> {found.after:.1%}",
+        f"    {interval(found, points=True)}",
+    ]
+    lines += [f"{nar_line(outcome.nar)}."] if outcome.nar else []
     lines += [
         f"  report  {outcome.folder / 'report.html'}",
         f"  LoRA    {outcome.folder / 'train' / 'lora'}",
@@ -124,26 +140,73 @@ def gains_table(outcome: Outcome) -> str:
     return report.table(["measure", "before", "after", "gain", "95 % interval"], rows, caption)
 
 
-def picture_pairs(outcome: Outcome) -> str:
-    """The shown pictures before and after, with the verdict under each."""
+def shown_images(outcome: Outcome, places: list[int]) -> dict[str, Float[Tensor, "b 3 h w"]]:
+    """The judged pictures at some places, before and after."""
+    return {when: images[places] for when, images in outcome.images.items()}
+
+
+def picture_pairs(judgments: list[Judgment], images: dict[str, Float[Tensor, "b 3 h w"]]) -> str:
+    """Pictures before and after, with the verdict under each."""
     from align.scenes import read
 
     groups = []
-    for index in shown(outcome.judgments):
-        judgment = outcome.judgments[index]
+    for index, judgment in enumerate(judgments):
+        scores = {"before": judgment.before, "after": judgment.after}
         shots = [
             Shot(
-                images[index],
+                pictures[index],
                 when,
-                objects_text(read(images[index].numpy())),
-                good=bool(scores["exact"]),
+                objects_text(read(pictures[index].numpy())),
+                good=bool(scores[when]["exact"]),
             )
-            for (when, images), scores in zip(
-                outcome.images.items(), (judgment.before, judgment.after), strict=True
-            )
+            for when, pictures in images.items()
         ]
         groups.append((judgment.prompt, shots))
     return report.pictures(groups, width=150)
+
+
+def images_text() -> str:
+    """The budget of the noise search in words."""
+    return f"{parse_budget(SEARCH.budget or '').amount:g} images"
+
+
+def search_line(outcome: Outcome) -> str:
+    """What the noise search reached, in two sentences."""
+    g, seconds = outcome.searched_gains["exact"], outcome.seconds["noise search"]
+    return (
+        f"For {g.prompts} prompts the noise was searched by the embedded rewards, "
+        f"{images_text()} a prompt, {seconds / g.prompts:.1f} s each; the model stays as it is. "
+        f"Exactly as asked, by the verifier: {g.before:.1%} of the first noises' pictures, "
+        f"{g.after:.1%} of the best ones found: {interval(g, points=True)}."
+    )
+
+
+def nar_line(nar: NarPictures) -> str:
+    """What NAR drew, how fast and how well."""
+    count = len(nar.images)
+    return (
+        f"{NAR} draws {nar.tokens} tokens a picture in {nar.passes} passes: {count} pictures in "
+        f"{nar.seconds:.1f} s, {sum(nar.exact)} of them exactly as asked (prompts of combinations "
+        "that it never saw)"
+    )
+
+
+def nar_part(outcome: Outcome) -> list[str]:
+    """The section on NAR; nothing where its model is not installed."""
+    from align.scenes import read
+
+    nar = outcome.nar
+    if nar is None:
+        return []
+    groups = [
+        (j.prompt, [Shot(image, "NAR", objects_text(read(image.numpy())), good=right)])
+        for j, image, right in zip(outcome.searched, nar.images, nar.exact, strict=True)
+    ]
+    return [
+        report.heading("NAR: a picture by wavefronts of tokens"),
+        report.paragraph(f"{nar_line(nar)}."),
+        report.pictures(groups, width=150),
+    ]
 
 
 def reward_curve(outcome: Outcome) -> str:
@@ -185,6 +248,11 @@ def commands(outcome: Outcome) -> dict[str, str]:
         "Train the LoRA": f"{command_line('train', training)} --out runs/my-lora",
         "A picture without it": command_line("generate", before),
         "The same with it": command_line("generate", after),
+        "Search the noise of its prompt": command_line(
+            "optimize",
+            replace(SEARCH, prompt=(outcome.searched[0].prompt,), seed=outcome.searched[0].seed),
+        ),
+        "The same prompt by NAR": f"align nar generate {shlex.quote(outcome.searched[0].prompt)}",
         "Mix half of it in": f"align generate 'two green stars' --lora {lora}=0.5",
         "Look at it in a browser": "align demo",
     }

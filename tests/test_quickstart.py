@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from align import quickstart as q
-from align import quickstart_report
+from align import quickstart_parts, quickstart_report
 from align.cli import main
 from align.config import QuickstartConfig
 from align.models import EMBEDDED
@@ -69,6 +69,10 @@ EMPTY = q.Outcome(
     judgments=[],
     images={},
     gains={},
+    searched=[],
+    searched_images={},
+    searched_gains={},
+    nar=None,
     seconds={},
 )
 
@@ -93,6 +97,9 @@ def small(monkeypatch, tmp_path):
     monkeypatch.setattr(q, "TRAINING", training)
     monkeypatch.setattr(q, "JUDGED_PER_CATEGORY", 1)
     monkeypatch.setattr(q, "NOISES", 1)
+    monkeypatch.setattr(q, "SEARCHED_PER_CATEGORY", 1)
+    search = dataclasses.replace(quickstart_parts.SEARCH, budget="2images", num_inference_steps=2)
+    monkeypatch.setattr(quickstart_parts, "SEARCH", search)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -103,10 +110,13 @@ def test_a_small_run_of_the_whole_and_a_second_one(small, capsys):
     folder = small / "runs" / "quickstart"
     page = (folder / "report.html").read_text(encoding="utf-8")
     count = len(q.judged_prompts(0)[0])
+    nar = (EMBEDDED / "nar-scenes" / "model_index.json").is_file()
+    assert ("256 tokens a picture in 31 passes: 9 pictures" in printed) == nar
+    assert "n = 9 prompts, 9 pictures" in printed
     assert "verifier: exactly as asked" in printed
     assert f"n = {count} prompts, {count} pictures" in printed
     assert "runs/quickstart/report.html" in printed
-    assert page.count("data:image/png") == 2 * count
+    assert page.count("data:image/png") == 2 * count + 2 * 9 + (9 if nar else 0)
     assert 'src="http' not in page
     assert 'href="http' not in page
     assert len(read_metrics(folder)) == count
