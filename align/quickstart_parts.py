@@ -48,7 +48,8 @@ def search_noise(pipe: Any, prompts: Sequence[str], seed: int, device: str | Non
     from align.noise_opt import optimize
     from align.rewards import load_reward
 
-    settings = {f.name: getattr(SEARCH, f.name) for f in fields(OptimizeConfig)} | {"seed": seed}
+    settings: dict[str, Any] = {f.name: getattr(SEARCH, f.name) for f in fields(OptimizeConfig)}
+    settings["seed"] = seed
     reward = load_reward(SEARCH.reward or "", device)
     before, after = [], []
     for prompt in tqdm(prompts, unit="prompt"):
