@@ -181,10 +181,15 @@ def without_weights(name: str):
         return ARCHITECTURES[name]()
 
 
-def with_random_weights(name: str):
-    """The pipeline with weights drawn from a seed, frozen, on the CPU."""
+def with_random_weights(name: str, dtype: torch.dtype = torch.float32):
+    """The pipeline with weights drawn from a seed, frozen, on the CPU, made in this precision."""
     torch.manual_seed(0)
-    pipe = ARCHITECTURES[name]()
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        pipe = ARCHITECTURES[name]()
+    finally:
+        torch.set_default_dtype(before)
     for part in pipe.components.values():
         if isinstance(part, torch.nn.Module):
             part.eval().requires_grad_(False)

@@ -2,6 +2,7 @@
 
     python scripts/bench/memory.py                        # embedded model: 10 and 50 steps, K = 1
     python scripts/bench/memory.py --architecture sd15    # real architecture, 512x512, once
+    python scripts/bench/memory.py --architecture sdxl --dtype bfloat16 --size 512 --steps 1
     python scripts/bench/memory.py --estimates            # every architecture and card, no run
     python scripts/bench/memory.py --recipes              # the settings of docs/recipes, no run
 
@@ -54,7 +55,9 @@ def settings(args: argparse.Namespace, steps: int, **changes):
         "guidance_scale": 7.5,
         "grad_window": "1",
         "device": "cpu",
-        "dtype": "float32",
+        "dtype": args.dtype,
+        "height": args.size,
+        "width": args.size,
         "tracker": "none",
         "attention": "sdpa",
     }
@@ -76,7 +79,7 @@ def measure(args: argparse.Namespace, steps: int) -> dict:
 
     torch.set_num_threads(args.threads)
     if args.architecture:
-        pipe = with_random_weights(args.architecture)
+        pipe = with_random_weights(args.architecture, getattr(torch, args.dtype))
     else:
         pipe = load_pipeline("embedded/scenes", device="cpu")
     with tempfile.TemporaryDirectory() as folder:
@@ -173,6 +176,8 @@ def main() -> None:
     )
     parser.add_argument("--steps", type=int, nargs="+", help="denoising steps of each measurement")
     parser.add_argument("--batch-size", type=int, default=1)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--size", type=int, help="pixels a side (default: the model's own)")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--estimates", action="store_true", help="plan only, for every card")
     parser.add_argument("--recipes", action="store_true", help="plan the recipes only")
