@@ -195,6 +195,10 @@ def prepare_scheduler(
 def step_arguments(scheduler: Any, eta: float, generator: Generators) -> dict[str, Any]:
     """Those of `eta` and `generator` that this scheduler's `step` takes."""
     parameters = inspect.signature(scheduler.step).parameters
+    alphas = getattr(scheduler, "alphas_cumprod", None)
+    if alphas is not None and float(alphas[-1]) == 0:
+        # at zero signal DDIM takes the root of 1 - alpha - sigma^2, by eta = 1 a rounding error
+        eta = min(eta, 1 - 1e-6)
     offered = {"eta": eta, "generator": generator}
     return {name: value for name, value in offered.items() if name in parameters}
 

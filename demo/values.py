@@ -18,7 +18,7 @@ MIN, MAX = -1e9, 1e9  # of a number that has no bounds of its own
 def text(name: str, value: Any, needed: bool = False) -> str:
     """Text without spaces around it, of at most PROMPT_LENGTH characters."""
     if value is not None and not isinstance(value, str):
-        raise TypeError(f"the {name} is a {type(value).__name__}; it must be text")
+        raise TypeError(f"the {name} is of type {type(value).__name__}; it must be text")
     value = (value or "").strip()
     if needed and not value:
         raise ValueError(f"the {name} is empty; say what the picture should show")

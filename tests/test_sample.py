@@ -68,6 +68,15 @@ def test_generators_alone_give_the_same_images():
     torch.testing.assert_close(actual, expected, atol=1e-4, rtol=0)
 
 
+def test_full_noise_is_finite_where_the_first_step_has_no_signal():
+    settings = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    settings |= {"prediction_type": "v_prediction"}
+    pipe = with_scheduler(tiny_pipeline("sd"), "DDIMScheduler", **settings)
+    for steps in range(2, 12):  # rounding decides
+        images = generate(pipe, PROMPTS, seed=0, num_inference_steps=steps, eta=1.0)
+        assert images.isfinite().all()
+
+
 @pytest.mark.parametrize("eta", [0.5, 1.0])
 def test_eta(eta):
     pipe = tiny_pipeline("sd")
