@@ -64,11 +64,12 @@ def _compare(config: CompareConfig, prompt: str, report: Report) -> None:
             report(Compared(done.total, done.entries, method.label, done.warnings))
             pipe, module = _model(config, method)
             warnings = done.warnings
-            if method.search != "nar":
+            if method.nar is None:
                 warnings = prompt_warnings(pipe, [prompt])
             task = Task(
                 pipe, prompt, {}, config.seed, reward, config.weights,
                 config.num_inference_steps, config.guidance_scale, batch_size=4,
+                nar=method.nar is not None,
             )  # fmt: skip
             with stoppable(module, report):
                 made = run(method, [task], [parse_budget(config.budget)])[0][0]
@@ -79,8 +80,8 @@ def _compare(config: CompareConfig, prompt: str, report: Report) -> None:
 
 def _model(config: CompareConfig, method: Method) -> tuple[Any, Any]:
     """A method's pipeline, and the module whose passes it is made of."""
-    if method.search == "nar":
-        pipe = nar_pipeline(method.model)
+    if method.nar is not None:
+        pipe = nar_pipeline(method.nar)
         return pipe, pipe.transformer.blocks[0]
     pipe = pipeline(config.model, method.loras)
     return pipe, denoiser_module(pipe)
@@ -91,6 +92,6 @@ def _entry(config: CompareConfig, method: Method, made: Any, prompt: str, reward
     image = made.image[None]
     terms = reward.terms(image, [prompt], [{}])
     scores = {name: float(score[0]) for name, score in terms.items()}
-    verdicts = judge(method.model if method.search == "nar" else config.model, prompt, image)
-    shown = image if method.search == "nar" else screened(config.model, image)[0]
+    verdicts = judge(method.nar or config.model, prompt, image)
+    shown = image if method.nar else screened(config.model, image)[0]
     return Entry(method.label, shown[0], made.spent, scores, verdicts[0] if verdicts else None)

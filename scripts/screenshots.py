@@ -22,11 +22,11 @@ sys.path.insert(0, str(Path(__file__).parent / "bench"))
 from demo_hostile import demo
 
 MAX_BYTES = 150_000
-PROMPT = "a red circle to the left of a blue square"
+STARS, SQUARE = "three+green+stars", "a+large+striped+yellow+square"
 SHOTS = {  # name -> (link, button, status, what the status says in the end)
-    "generate": ("?tab=generate&seed=11", "generate-run", "status", "pictures in"),
+    "generate": (f"?tab=generate&seed=11&prompt={STARS}", "generate-run", "status", "pictures in"),
     "optimize": ("?tab=optimize&seed=7&budget=32", "optimize-run", "optimize-status", "Weighted"),
-    "nar": ("?tab=nar&seed=3", "nar-run", "nar-status", "times as fast"),
+    "nar": (f"?tab=nar&seed=3&prompt={SQUARE}", "nar-run", "nar-status", "times as fast"),
     "compare": ("?tab=compare&seed=7&budget=8", "compare-run", "compare-status", "budget of"),
     "align": ("?tab=align&minutes=2&updates=20", "align-run", "align-status", "after"),
 }
@@ -67,9 +67,12 @@ def photograph(page: Page, address: str, name: str, path: Path) -> None:
     """Run a tab and keep a picture of it."""
     link, button, status, ended = SHOTS[name]
     page.goto(f"{address.rstrip('/')}/{link}")
+    page.locator(f"#{button}").wait_for()
+    page.wait_for_timeout(1500)  # until the link's settings are in their fields
     page.locator(f"#{button}").click()
     expect(page.locator(f"#{status}")).to_contain_text(ended)
-    page.wait_for_load_state("networkidle") if name != "align" else page.wait_for_timeout(2500)
+    page.wait_for_function("[...document.images].every((image) => image.complete)")
+    page.wait_for_timeout(2500)  # what fades in; the network is never idle, the page polls
     save(page.screenshot(full_page=True), path)
     print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
 

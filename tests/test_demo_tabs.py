@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 import align
 from align.demo import compare_handler, nar_handler, optimize_handler, uploads
-from align.demo.choices import expressions
+from align.demo.choices import expressions, nar_models
 from align.demo.streaming import stop
 
 PROMPT = "two green stars"
@@ -212,6 +212,21 @@ def test_a_comparison_scores_each_method_at_its_budget():
     shown = [float(re.sub("</?b>", "", cell)) for cell in cells[0][:2]]
     assert shown == [round(float(terms[name][0]), 3) for name in TERMS]
     assert "3 methods at a budget of 4 images each" in statuses[-1]
+
+
+@pytest.mark.skipif(not nar_models(), reason="no NAR model is shipped")
+def test_nar_in_a_comparison_is_its_own_picture(tmp_path):
+    from align.demo.drawing import nar_pipeline
+    from align.evaluation.nar_methods import draw_nar
+
+    gallery = None
+    for shown, *_ in compare(chosen=["base", "nar"]):
+        if not skipped(shown) and shown:
+            gallery = [(opened(path)[0], caption) for path, caption in shown]
+    assert [caption[:4] for _, caption in gallery] == ["Base", "NAR "]
+    expected = draw_nar(nar_pipeline(nar_models()[0]), PROMPT, [5])
+    assert alike(gallery[1][0], expected[0])
+    assert not alike(gallery[0][0], expected[0])
 
 
 def test_a_stopped_comparison_keeps_what_it_has():
