@@ -15,6 +15,7 @@ Pictures are kept in --work and not made twice.
 """
 
 import argparse
+import itertools
 import json
 import time
 from pathlib import Path
@@ -62,11 +63,13 @@ def make_pictures(folder: Path, prompts: list[str], args: argparse.Namespace) ->
 
 
 def some_of_each_category(name: str, count: int) -> list[str]:
-    """The first `count` prompts of each category in a built-in set."""
+    """The first `count` prompts of each category in a built-in set, the first of each, then the
+    second: a larger count goes on where a smaller one ended."""
     chosen: dict[str, list[str]] = {c: [] for c in CATEGORIES}
     for prompt in prompt_set(name):
         chosen[category(prompt)].append(prompt)
-    return [prompt for prompts in chosen.values() for prompt in prompts[:count]]
+    ranks = itertools.zip_longest(*(prompts[:count] for prompts in chosen.values()))
+    return [prompt for rank in ranks for prompt in rank if prompt is not None]
 
 
 def judge_choices(listing: Path, table: dict) -> dict:
@@ -146,6 +149,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="embedded/scenes")
     parser.add_argument("--prompts", type=int, default=20, help="prompts a category")
+    parser.add_argument("--heldout-prompts", type=int, help="of those reported (default: as many)")
     parser.add_argument("--images", type=int, default=8, help="pictures a prompt")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--guidance", type=float, default=3.0)
@@ -155,7 +159,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     seen = make_pictures(args.work / "seen", some_of_each_category("scenes", args.prompts), args)
-    heldout = some_of_each_category("scenes-heldout-a", args.prompts)
+    heldout = some_of_each_category("scenes-heldout-a", args.heldout_prompts or args.prompts)
     unseen = make_pictures(args.work / "heldout", heldout, args)
     ratings = (
         f"scenes verifier (share of stated facts), {args.images} pictures a prompt, {args.model}"
