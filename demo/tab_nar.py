@@ -109,9 +109,9 @@ def settings(known: list[str], allow_any_model: bool) -> dict:
         "model": model,
         "seed": seed,
         "randomize": randomize,
-        "guidance": gr.Slider(1, 20, 2.5, step=0.1, label="Guidance", elem_id="nar-guidance"),
+        "guidance": gr.Slider(1, 20, 2.0, step=0.1, label="Guidance", elem_id="nar-guidance"),
         "temperature": gr.Slider(
-            0, 5, 0.9, step=0.05, label="Temperature", info="0 takes the likeliest token",
+            0, 5, 0.7, step=0.05, label="Temperature", info="0 takes the likeliest token",
             elem_id="nar-temperature",
         ),
         "top_k": gr.Number(

@@ -202,7 +202,7 @@ def main() -> None:
         pipe = NARPipeline(
             ema.transformer.eval().to(torch.float16),
             shipped,
-            NARScheduler(temperature=0.8, guidance_scale=2.5),
+            NARScheduler(temperature=0.7, guidance_scale=2.0),
             words,
             ema.text_encoder.eval().to(torch.float16),
         )
