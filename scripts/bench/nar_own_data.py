@@ -2,9 +2,10 @@
 
     python scripts/bench/nar_own_data.py [--out runs/own-data]
 
-Writes 500 pictures into two folders (circles and stars of any colour), then runs `align nar
-tokenizer`, `align nar train` and `align nar generate` as a user would, prints each command with its
-seconds, and counts how many of the drawn pictures show one object of the class asked for.
+Writes 500 pictures into two folders (red circles and blue squares, of any size and place), then runs
+`align nar tokenizer`, `align nar train` and `align nar generate` as a user would, prints each command
+with its seconds, and counts how many of the drawn pictures show the class asked for: by their colour
+alone, and by exactly one object of its colour and shape.
 """
 
 import argparse
@@ -19,19 +20,18 @@ from PIL import Image
 
 from align.calibrate import read_image
 from align.scenes import parse, read
-from align.scenes.grammar import COLORS
 from align.scenes.render import layout, render
 
-CLASSES = ("circle", "star")
+CLASSES = {"circles": ("red", "circle"), "squares": ("blue", "square")}
 
 
 def make_pictures(folder: Path, count: int, seed: int) -> None:
     """`count` pictures of one object each, half of each class, in a folder per class."""
     rng = random.Random(seed)
     for number in range(count):
-        shape = CLASSES[number % len(CLASSES)]
-        scene = layout(parse(f"a {rng.choice(list(COLORS))} {shape}"), rng)
-        path = folder / shape / f"{number:04d}.png"
+        name = list(CLASSES)[number % len(CLASSES)]
+        scene = layout(parse("a {} {}".format(*CLASSES[name])), rng)
+        path = folder / name / f"{number:04d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(render(scene)).save(path)
 
@@ -47,13 +47,17 @@ def run(words: str) -> float:
     return seconds
 
 
-def right(folder: Path, each: int) -> dict[str, int]:
-    """Pictures of each class that show one object, of that class; they come class by class."""
-    counts = dict.fromkeys(CLASSES, 0)
+def right(folder: Path, each: int) -> dict[str, tuple[int, int]]:
+    """By class, which come one after the other: pictures whose objects are of its colour, and those
+    that show exactly one object, of its colour and shape."""
+    counts = dict.fromkeys(CLASSES, (0, 0))
     for number, path in enumerate(sorted(folder.glob("images/*.png"))):
-        seen = read(read_image(path).numpy())
-        shape = CLASSES[number // each]
-        counts[shape] += [o.shape for o in seen] == [shape]
+        seen = [o for o in read(read_image(path).numpy()) if o.color is not None]
+        name = list(CLASSES)[number // each]
+        color, shape = CLASSES[name]
+        colored = bool(seen) and all(o.color == color for o in seen)
+        exact = [(o.color, o.shape) for o in seen] == [(color, shape)]
+        counts[name] = counts[name][0] + colored, counts[name][1] + exact
     return counts
 
 
@@ -68,20 +72,22 @@ def main() -> None:
     make_pictures(data, args.pictures, args.seed)
     out = shlex.quote(str(args.out))
     seconds = [
-        run(f"align nar tokenizer --data {out}/pictures --steps 600 --out {out}/tokenizer"),
+        run(
+            f"align nar tokenizer --data {out}/pictures --patch 8 --steps 1000 --out {out}/tokenizer"
+        ),
         run(
             f"align nar train --data {out}/pictures --tokenizer {out}/tokenizer "
-            f"--steps 500 --max-minutes 5 --out {out}/model"
+            f"--steps 3000 --max-minutes 5 --out {out}/model"
         ),
         run(
             f"align nar generate --model {out}/model/pipeline --class-labels {' '.join(CLASSES)} "
-            f"--num-images {args.each} --guidance-scale 2 --out {out}/drawn"
+            f"--num-images {args.each} --guidance-scale 1.5 --temperature 0.7 --out {out}/drawn"
         ),
     ]
     found = right(args.out / "drawn", args.each)
-    print(f"{sum(seconds):.0f} s in all; pictures that show one object, of the class asked for:")
-    for shape, count in found.items():
-        print(f"  {shape}: {count} of {args.each}")
+    print(f"{sum(seconds):.0f} s in all; of {args.each} pictures of each class")
+    for name, (colored, exact) in found.items():
+        print(f"  {name}: {colored} of its colour, {exact} of one object of its colour and shape")
 
 
 if __name__ == "__main__":
