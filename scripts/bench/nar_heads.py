@@ -55,7 +55,8 @@ def main() -> None:
         )
         run(
             f"align nar generate --model {name}/pipeline --class-labels {' '.join(CLASSES)} "
-            f"--num-images {args.each} --guidance-scale 1.5 --temperature 0.7 --overwrite --out {name}-drawn"
+            f"--num-images {args.each} --guidance-scale 1.5 --temperature 0.7 --overwrite "
+            f"--out {name}-drawn"
         )
         pipeline = args.data / f"heads-{fusion}" / "pipeline"
         loss = held_out_loss(pipeline, fresh)

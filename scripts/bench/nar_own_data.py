@@ -2,10 +2,10 @@
 
     python scripts/bench/nar_own_data.py [--out runs/own-data]
 
-Writes 500 pictures into two folders (red circles and blue squares, of any size and place), then runs
-`align nar tokenizer`, `align nar train` and `align nar generate` as a user would, prints each command
-with its seconds, and counts how many of the drawn pictures show the class asked for: by their colour
-alone, and by exactly one object of its colour and shape.
+Writes 500 pictures into two folders (red circles and blue squares, of any size and place), runs
+`align nar tokenizer`, `align nar train` and `align nar generate` as a user would, prints each
+command with its seconds, and counts how many of the drawn pictures show the class asked for: by
+their colour alone, and by exactly one object of its colour and shape.
 """
 
 import argparse
@@ -73,7 +73,8 @@ def main() -> None:
     out = shlex.quote(str(args.out))
     seconds = [
         run(
-            f"align nar tokenizer --data {out}/pictures --patch 8 --steps 1000 --out {out}/tokenizer"
+            f"align nar tokenizer --data {out}/pictures --patch 8 --steps 1000 "
+            f"--out {out}/tokenizer"
         ),
         run(
             f"align nar train --data {out}/pictures --tokenizer {out}/tokenizer "
