@@ -134,7 +134,7 @@ def run(config: QuickstartConfig) -> Outcome:
     searched = [Judgment(*row) for row in rows]
     done_searching = time.monotonic()
     log.info("3/5 a picture of each by NAR")
-    nar = draw_nar(few, [seeds[0]] * len(few))
+    nar = draw_nar(few, [seeds[0]] * len(few), config.device)
     begun = time.monotonic()
 
     # The pictures after will take as long as those before took on this machine.

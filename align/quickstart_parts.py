@@ -62,7 +62,9 @@ def search_noise(pipe: Any, prompts: Sequence[str], seed: int, device: str | Non
     return Found(torch.stack(before), torch.stack(after))
 
 
-def draw_nar(prompts: Sequence[str], seeds: Sequence[int]) -> NarPictures | None:
+def draw_nar(
+    prompts: Sequence[str], seeds: Sequence[int], device: str | None = None
+) -> NarPictures | None:
     """A picture of each prompt by the embedded NAR model; None where it is not installed."""
     from align.nar.commands import draw
     from align.nar.load import load_nar_pipeline
@@ -70,7 +72,7 @@ def draw_nar(prompts: Sequence[str], seeds: Sequence[int]) -> NarPictures | None
 
     if not (EMBEDDED / NAR.partition("/")[2] / "model_index.json").is_file():
         return None
-    pipe = load_nar_pipeline(NAR)
+    pipe = load_nar_pipeline(NAR, device)
     started = time.monotonic()
     images = draw(pipe, list(prompts), list(seeds)).images.cpu()
     seconds = time.monotonic() - started
