@@ -73,16 +73,15 @@ def main() -> None:
     out = shlex.quote(str(args.out))
     seconds = [
         run(
-            f"align nar tokenizer --data {out}/pictures --patch 8 --steps 1000 "
-            f"--out {out}/tokenizer"
+            f"align nar tokenizer --data {out}/pictures --patch 8 --steps 600 --out {out}/tokenizer"
         ),
         run(
             f"align nar train --data {out}/pictures --tokenizer {out}/tokenizer "
-            f"--steps 3000 --max-minutes 5 --out {out}/model"
+            f"--steps 2000 --max-minutes 5 --out {out}/model"
         ),
         run(
             f"align nar generate --model {out}/model/pipeline --class-labels {' '.join(CLASSES)} "
-            f"--num-images {args.each} --guidance-scale 1.5 --temperature 0.7 --out {out}/drawn"
+            f"--num-images {args.each} --guidance-scale 4 --temperature 1 --out {out}/drawn"
         ),
     ]
     found = right(args.out / "drawn", args.each)
