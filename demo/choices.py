@@ -26,14 +26,14 @@ def models() -> list[str]:
     return sorted(names, key=lambda name: ("turbo" in name, name))
 
 
-def nar_models(kind: str = "NARPipeline") -> list[str]:
-    """The NAR pipelines of a kind that ship with the package: those for pictures."""
-    return [name for name, known in embedded().items() if known == kind]
+def nar_models() -> list[str]:
+    """The NAR pipelines for pictures that ship with the package."""
+    return [name for name, kind in embedded().items() if kind == "NARPipeline"]
 
 
 def nar_clip_models() -> list[str]:
     """The NAR pipelines for clips that ship with the package."""
-    return nar_models("NARVideoPipeline")
+    return [name for name, kind in embedded().items() if kind == "NARVideoPipeline"]
 
 
 def embedded() -> dict[str, str]:

@@ -29,7 +29,7 @@ from transformers import (
 from align.rewards.aesthetic import fold
 from align.rewards.catalogue import sources
 from align.rewards.resize import check_size, crop_to, normalise
-from align.rewards.weights import fill, find, local_path, read_checkpoint
+from align.rewards.weights import fill, find, locate_file, read_checkpoint
 from align.rewards.words import token_ids
 
 NAME = "image-reward"
@@ -180,12 +180,7 @@ def load(argument: str | None, device) -> ImageReward:
         FileNotFoundError: weights are not on this machine (says how to fetch them).
         ValueError: they are damaged or of something else, or an argument that is no path.
     """
-    path = local_path(argument)
-    if argument is not None and path is None:
-        raise ValueError(f"{NAME}:{argument} is no file or folder")
-    term = NAME if argument is None else f"{NAME}:{argument}"
     weights, words = sources(NAME)
-    given = None if path is None else path if path.is_dir() else path.parent
-    file = path if path and path.is_file() else find(weights, term, given) / weights.files[0]
+    file, term, given = locate_file(NAME, weights, argument)
     tokenizer = BertTokenizer.from_pretrained(find(words, term, given))
     return load_original(file, tokenizer).to(device or "cpu")

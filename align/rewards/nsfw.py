@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from align.rewards.catalogue import CLIP_H, sources
 from align.rewards.clip_tower import ClipTower, load_clip
-from align.rewards.weights import fill, find, local_path, read_checkpoint, shared
+from align.rewards.weights import fill, find, locate_file, read_checkpoint, shared
 
 NAME = "nsfw"
 # Places of the linear layers in the original, whose dropouts and activations are counted too.
@@ -63,13 +63,7 @@ def load(argument: str | None, device) -> Nsfw:
         FileNotFoundError: weights are not on this machine (says how to fetch them).
         ValueError: they are damaged or of another size, or an argument that is no path.
     """
-    path = local_path(argument)
-    if argument is not None and path is None:
-        raise ValueError(f"{NAME}:{argument} is no file or folder")
-    term = NAME if argument is None else f"{NAME}:{argument}"
-    given = None if path is None else path if path.is_dir() else path.parent
-    source = sources(NAME)[0]
-    file = path if path and path.is_file() else find(source, term, given) / source.files[0]
+    file, term, given = locate_file(NAME, sources(NAME)[0], argument)
     folder = find(CLIP_H, term, given)
     model, tokenizer = shared(("clip", folder, device), lambda: load_clip(folder))
     head = read_head(file)

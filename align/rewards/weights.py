@@ -105,6 +105,21 @@ def local_path(argument: str | None) -> Path | None:
     return None
 
 
+def locate_file(name: str, source: Source, argument: str | None) -> tuple[Path, str, Path | None]:
+    """(weights file, the term as written, folder to look in first) of a reward of one file.
+
+    `argument` is None, the file, or a folder with it. Raises FileNotFoundError where the weights
+    are not on this machine, ValueError for an argument that is no path.
+    """
+    path = local_path(argument)
+    if argument is not None and path is None:
+        raise ValueError(f"{name}:{argument} is no file or folder")
+    term = name if argument is None else f"{name}:{argument}"
+    given = None if path is None else path if path.is_dir() else path.parent
+    file = path if path and path.is_file() else find(source, term, given) / source.files[0]
+    return file, term, given
+
+
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
     """The tensors of a `.safetensors` file, or of a `.pt` file without running any code in it.
 
