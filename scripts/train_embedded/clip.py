@@ -7,12 +7,16 @@ A batch holds groups: a seen scene, three with one fact changed, and the first w
 many, which no prompt describes, so that every picture meets near misses of its prompt and every
 prompt near misses of its picture. Symmetric InfoNCE; pairs that happen to be true are left out of
 the denominators. `--redrawn` fills half of each batch
-with pictures that the embedded generator redrew, for its own kind of faults. Writes the image tower
-to align/embedded/rewards/scenes-clip and the text encoder, a plain CLIPTextModel, below it.
+with pictures that the embedded generator redrew, for its own kind of faults. `--adversarial`
+perturbs every picture against the loss before it learns from it (Madry et al. 2018), so that the
+score's gradient by an image points to what a person sees, not to noise (Ganz & Elad 2023, CLIPAG).
+Writes the image tower to align/embedded/rewards/scenes-clip and the text encoder, a plain
+CLIPTextModel, below it.
 """
 
 import argparse
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -69,17 +73,37 @@ def contrastive_loss(logits: Tensor, true: Tensor, own: Tensor) -> Tensor:
     return (F.cross_entropy(logits[own], columns) + F.cross_entropy(logits.T, own)) / 2
 
 
+def perturb(model: DualEncoder, x: Tensor, radii: Tensor, loss_of: Callable, steps: int) -> Tensor:
+    """Pictures [n, 3, h, w] moved by at most `radii` [n] (L2) to where the loss is higher."""
+    radii = radii.view(-1, 1, 1, 1)
+    moved = torch.randn_like(x)
+    moved *= radii * torch.rand_like(radii) / norms(moved)
+    model.requires_grad_(False)
+    for _ in range(steps):
+        moved.requires_grad_(True)
+        (gradient,) = torch.autograd.grad(loss_of(model.image(x + moved)), moved)
+        moved = moved.detach() + 1.5 / steps * radii * gradient / norms(gradient)
+        moved *= (radii / norms(moved)).clamp(max=1)
+        moved = (x + moved).clamp(0, 1) - x
+    model.requires_grad_(True)
+    return x + moved
+
+
+def norms(x: Tensor) -> Tensor:
+    return x.flatten(1).norm(dim=1).clamp(min=1e-12).view(-1, 1, 1, 1)
+
+
 def save(model: DualEncoder, step: int, args: argparse.Namespace) -> None:
     training = {"steps": step, "minutes": args.minutes, "batch_size": args.batch_size,
                 "seed": args.seed, "continued": args.continued,
-                "redrawn": args.redrawn}  # fmt: skip
+                "redrawn": args.redrawn, "adversarial": args.adversarial}  # fmt: skip
     image = {"reward": NAME, "model": CONFIG, "training": training}
-    save_weights(model.image.state_dict(), image, OUT)
+    save_weights(model.image.state_dict(), image, args.out)
     weights = {PREFIX + k.removeprefix(PREFIX): v for k, v in model.text.state_dict().items()}
     # stored as fp16, used as float32, which both names of the entry tell transformers
     config = {**model.text.config.to_diff_dict(), "architectures": ["CLIPTextModel"],
               "dtype": "float32", "torch_dtype": "float32"}  # fmt: skip
-    save_weights(weights, config, OUT / "text_encoder")
+    save_weights(weights, config, args.out / "text_encoder")
 
 
 def main() -> None:
@@ -91,6 +115,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--continue", dest="continued", action="store_true")
     parser.add_argument("--redrawn", type=int, default=0, help="pictures by the generator")
+    parser.add_argument("--adversarial", type=float, default=0.0, help="largest L2 perturbation")
+    parser.add_argument("--attack-steps", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--work", type=Path, default=ROOT / "work/clip")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
@@ -123,12 +150,22 @@ def main() -> None:
         said = [s for s in said if s is not None]
         x = x.to(args.device)
         ids = tokenize(tokenizer, [describe(s, rng) for s in said]).to(args.device)
+        true = truth_matrix(said, drawn).to(args.device)
+        scale = model.image.log_scale.exp().clamp(max=100)
+        with autocast(args.device):
+            text = model.encode_text(ids, tokenizer.eos_token_id)
+        if args.adversarial:
+            target = (scale * text).detach().float()
+
+            def loss_of(image: Tensor) -> Tensor:
+                return contrastive_loss(image.float() @ target.T, true, own)
+
+            noises = torch.Generator().manual_seed(args.seed * 1_000_003 + step)
+            radii = args.adversarial * torch.rand(len(x), generator=noises).to(args.device)
+            x = perturb(model, x, radii, loss_of, args.attack_steps)
         with autocast(args.device):
             image = model.image(x)
-            text = model.encode_text(ids, tokenizer.eos_token_id)
-        scale = model.image.log_scale.exp().clamp(max=100)
         logits = scale * image.float() @ text.float().T
-        true = truth_matrix(said, drawn).to(args.device)
         loss = contrastive_loss(logits, true, own)
         hits = (logits.argmax(0) == own).float()
         return loss, {"accuracy": float(hits.mean()), "scale": float(scale.detach())}
