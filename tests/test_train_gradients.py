@@ -129,6 +129,40 @@ def gradients(session, update=0, indices=INDICES):
     return torch.cat([p.grad.flatten() for p in session.parameters])
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_steps_share_is_clipped_and_the_chain_is_not(tmp_path, checkpointing):
+    """Each step's gradient by its output, through all later steps, is clipped image by image, and
+    then goes to the weights through that step alone."""
+    most = 1e-3
+    session = small_session(
+        tmp_path,
+        grad_window="all",
+        num_inference_steps=STEPS,
+        checkpointing=checkpointing,
+        max_step_grad_norm=most,
+    )
+    clipped = gradients(session)
+    meaning = Meaning(session)
+    latents, outputs = meaning.noises["noise"], []
+    for t in meaning.scheduler.timesteps:
+        outputs.append(meaning.denoise(latents, t))
+        latents = meaning.scheduler.step(outputs[-1], t, latents).prev_sample
+    images = decode(session.pipe, latents)
+    loss = -brightness(images, meaning.prompts).mean()
+    by_output = torch.autograd.grad(loss, outputs)
+    expected, norms = torch.zeros_like(clipped), []
+    for t, seen, gradient in zip(
+        meaning.scheduler.timesteps, meaning.inputs, by_output, strict=True
+    ):
+        norms += gradient.flatten(1).norm(dim=1).tolist()
+        limit = most / len(INDICES)
+        gradient *= (limit / gradient.flatten(1).norm(dim=1)).clamp(max=1).view(-1, 1, 1, 1)
+        own = torch.autograd.grad(meaning.denoise(seen, t), session.parameters, gradient)
+        expected += torch.cat([g.flatten() for g in own])
+    assert max(norms) > most  # something was clipped
+    torch.testing.assert_close(clipped, expected, rtol=1e-6, atol=1e-12)
+
+
 @pytest.mark.parametrize("window", ["2", "all", "draft-lv:2", "drtune:2"])
 def test_checkpointing_changes_nothing(tmp_path, window):
     plain = gradients(small_session(tmp_path / "a", grad_window=window, checkpointing=False))

@@ -34,9 +34,10 @@ def rollout(
     The steps before the window run without a graph. With DRaFT-LV (2309.17400) the
     result holds `draw.fresh` noisings of every image, one after the other, denoised by the last
     step; `fresh_noise(n)` gives the n-th. With ReFL (2304.05977, algorithm 1) it is the prediction
-    of x_0 at the drawn step. `observe` sees every prediction that carries gradient. The gradient by
-    each prediction is clipped to the L2 norm `max_step_norm` image by image (0: not), since a few
-    chaotic paths through all steps else rule the update.
+    of x_0 at the drawn step. `observe` sees every prediction that carries gradient. What a step of
+    an image adds to the weights' gradient is scaled down as if its gradient by the prediction had
+    at most the L2 norm `max_step_norm` (0: not), since a few chaotic paths through all steps else
+    rule the update; the gradient that goes on to the steps before is not changed.
 
     Raises ValueError for a scheduler that cannot be differentiated or noised anew.
     """
@@ -81,10 +82,6 @@ def _windowed(
 ) -> Callable[[], Denoiser]:
     """Makes denoisers for one pass of the loop, which cut the gradient outside the window."""
 
-    def clipped(gradient: Tensor) -> Tensor:
-        norms = gradient.flatten(1).norm(dim=1).view(-1, *[1] * (gradient.ndim - 1))
-        return gradient * (max_step_norm / norms.clamp(min=1e-30)).clamp(max=1.0)
-
     def make() -> Denoiser:
         calls = itertools.count(start)
 
@@ -93,12 +90,13 @@ def _windowed(
             if not any(kept) or not torch.is_grad_enabled():
                 with torch.no_grad():
                     return denoise(latents, timestep)
-            output = denoise(latents.detach() if draw.detach_input else latents, timestep)
+            inputs = latents.detach() if draw.detach_input else latents.view_as(latents)
+            output = denoise(inputs, timestep)
             if not all(kept):
                 mask = torch.tensor(kept, device=output.device).view(-1, 1, 1, 1)
                 output = torch.where(mask, output, output.detach())
-            if max_step_norm and output.requires_grad:
-                output.register_hook(clipped)
+            if max_step_norm:
+                _clip_between(inputs, output, max_step_norm)
             if observe is not None:
                 observe(output, latents.detach(), timestep, kept)
             return output
@@ -106,6 +104,25 @@ def _windowed(
         return replace(denoise, predict=predict)
 
     return make
+
+
+def _clip_between(inputs: Tensor, output: Tensor, max_norm: float) -> None:
+    """Scale an image's gradient down to `max_norm` at `output`, and back up at `inputs`.
+
+    Backward passes are linear and images independent, so only what lies between, the weights,
+    notices.
+    """
+    factors: list[Tensor] = []
+
+    def down(gradient: Tensor) -> Tensor:
+        norms = gradient.flatten(1).norm(dim=1).view(-1, *[1] * (gradient.ndim - 1))
+        factors.append((max_norm / norms.clamp(min=1e-30)).clamp(max=1.0))
+        return gradient * factors[-1]
+
+    if output.requires_grad:
+        output.register_hook(down)
+    if inputs.requires_grad:
+        inputs.register_hook(lambda gradient: gradient / factors[-1])
 
 
 def predict_x0(
