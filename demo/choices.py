@@ -18,6 +18,7 @@ NO_LORA = ""
 LORAS_LISTED = 50
 REWARD_LENGTH = 300  # characters
 DEFAULTS = {"embedded": (25, 3.0), "turbo": (1, 1.0), "other": (30, 7.5)}  # steps, guidance
+NAR_DEFAULTS = (2.0, 0.7)  # guidance, temperature
 
 
 def models() -> list[str]:
@@ -77,6 +78,15 @@ def defaults(model: str) -> tuple[int, float]:
     name = model.lower()
     kind = "turbo" if "turbo" in name else "embedded" if name.startswith("embedded/") else "other"
     return DEFAULTS[kind]
+
+
+def nar_defaults(model: str) -> tuple[float, float]:
+    """Guidance and temperature of a NAR model: its own if it ships with the package."""
+    if model not in [*nar_models(), *nar_clip_models()]:
+        return NAR_DEFAULTS
+    file = EMBEDDED / model.removeprefix("embedded/") / "scheduler" / "scheduler_config.json"
+    own = json.loads(file.read_text(encoding="utf-8"))
+    return own["guidance_scale"], own["temperature"]
 
 
 @functools.cache

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from align.demo import uploads, values
-from align.demo.choices import check_model, nar_clip_models, nar_models
+from align.demo.choices import check_model, nar_clip_models, nar_defaults, nar_models
 from align.demo.handlers import findings, gallery_of
 from align.demo.links import address
 from align.demo.messages import one_sentence, plural, progress, status
@@ -154,3 +154,9 @@ def finished(drawn: "Drawn", config: NarGenerateConfig) -> str:
         top_p=config.top_p, images=config.num_images,
     )  # fmt: skip
     return status(text, (), where)
+
+
+def model_defaults(model: Any) -> tuple[dict, dict]:
+    """Guidance and temperature that suit the chosen model."""
+    guidance, temperature = nar_defaults(str(model))
+    return gr.update(value=guidance), gr.update(value=temperature)

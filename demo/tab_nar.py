@@ -4,8 +4,8 @@ import gradio as gr
 
 from align.demo import nar_handler as handler
 from align.demo import parts
-from align.demo.choices import nar_clip_models, nar_models
-from align.demo.parts import GPU
+from align.demo.choices import nar_clip_models, nar_defaults, nar_models
+from align.demo.parts import GPU, QUIET
 
 CLIP_EXAMPLE = "a red circle moving right"
 # The picture goes to the server as the file's own bytes: no path is ever taken from a browser.
@@ -83,10 +83,16 @@ def build(page: gr.Blocks, allow_any_model: bool) -> dict:
         **GPU,
     )
     parts.wire_stop(stop, name, "nar-status")
+    own = [fields["guidance"], fields["temperature"]]
+    fields["model"].input(handler.model_defaults, fields["model"], own, **QUIET)
     if nar_models() and nar_clip_models():
+        picture_model, clip_model = nar_models()[0], nar_clip_models()[0]
         gr.Examples(
-            [[parts.EXAMPLES[0], nar_models()[0]], [CLIP_EXAMPLE, nar_clip_models()[0]]],
-            [prompt, fields["model"]],
+            [
+                [parts.EXAMPLES[0], picture_model, *nar_defaults(picture_model)],
+                [CLIP_EXAMPLE, clip_model, *nar_defaults(clip_model)],
+            ],
+            [prompt, fields["model"], *own],
             label="A picture, and a clip",
         )
     return {
@@ -105,13 +111,16 @@ def settings(known: list[str], allow_any_model: bool) -> dict:
         elem_id="nar-model",
     )
     seed, randomize = parts.seed_row("nar")
+    guidance, temperature = nar_defaults(known[0] if known else "")
     return {
         "model": model,
         "seed": seed,
         "randomize": randomize,
-        "guidance": gr.Slider(1, 20, 2.0, step=0.1, label="Guidance", elem_id="nar-guidance"),
+        "guidance": gr.Slider(
+            1, 20, guidance, step=0.1, label="Guidance", elem_id="nar-guidance"
+        ),
         "temperature": gr.Slider(
-            0, 5, 0.7, step=0.05, label="Temperature", info="0 takes the likeliest token",
+            0, 5, temperature, step=0.05, label="Temperature", info="0 takes the likeliest token",
             elem_id="nar-temperature",
         ),
         "top_k": gr.Number(

@@ -127,7 +127,7 @@ def main() -> None:
         pipe = NARVideoPipeline(
             ema.transformer.eval().to(torch.float16),
             VideoTokenizer.from_pretrained(source),
-            NARScheduler(temperature=0.9, guidance_scale=2.0),
+            NARScheduler(temperature=0.9, guidance_scale=1.5),
             words,
             ema.text_encoder.eval().to(torch.float16),
         )

@@ -1,5 +1,6 @@
 """Optimize noise, NAR and Compare as a visitor uses them, in a real browser."""
 
+import io
 import re
 
 import pytest
@@ -87,6 +88,25 @@ def test_nar_draws_continues_a_picture_and_measures_raster_order(
         assert red > 150
         assert max(green, blue) < 110
     quiet(page, log)
+
+
+def test_nar_draws_a_clip(open_page, server, artifacts):
+    page = open_page()
+    open_tab(page, "NAR")
+    page.locator("td, .gallery-item").get_by_text("a red circle moving right").first.click()
+    unfold(page, "nar-settings")
+    expect(page.locator("#nar-model input")).to_have_value("embedded/nar-scenes-video")
+    expect(page.locator("#nar-temperature input[type=number]")).to_have_value("0.9")
+    fill(page, "nar-count", 2)
+    page.locator("#nar-run").click()
+    expect(page.locator("#nar-status")).to_contain_text(re.compile("2 clips in .* passes"))
+    expect(page.locator("#nar-gallery .caption-label")).to_have_count(2)
+    expect(page.locator("#nar-findings")).to_contain_text("frames")
+    shown = page.locator("#nar-gallery .grid-container img").first
+    with Image.open(io.BytesIO(page.request.get(shown.get_attribute("src")).body())) as clip:
+        assert (clip.format, clip.n_frames) == ("GIF", 8)
+    page.screenshot(path=artifacts / "nar-clip.png", full_page=True)
+    quiet(page, server[1])
 
 
 def test_a_comparison_fills_a_table_with_what_the_verifier_sees(open_page, server, artifacts):
