@@ -56,10 +56,13 @@ def test_the_reward_rises(tmp_path):
     assert report["after"]["brightness"] > report["before"]["brightness"] + 0.3
 
 
-@pytest.mark.parametrize("window", ["random-per-sample", "draft-lv:2"])
-def test_splitting_a_batch_changes_nothing(tmp_path, window):
+@pytest.mark.parametrize(
+    ("window", "max_step_grad_norm"), [("random-per-sample", 0), ("draft-lv:2", 0), ("all", 1e-3)]
+)
+def test_splitting_a_batch_changes_nothing(tmp_path, window, max_step_grad_norm):
     settings = {"grad_window": window, "eta": 0.5, "dtype": torch.float64, "kl_weight": 10.0}
     settings |= {"normalize_rewards": True, "learning_rate": 0.01}
+    settings |= {"max_step_grad_norm": max_step_grad_norm}
     whole, pipe = run(tmp_path / "a", **settings)
     split, other = run(tmp_path / "b", micro_batch_size=1, **settings)
     torch.testing.assert_close(weights(other), weights(pipe), rtol=1e-7, atol=1e-12)

@@ -85,7 +85,7 @@ def batch_loss(session: Session, update: int, indices: Sequence[int]) -> BatchLo
         ],
         fresh_noise=lambda n: noise(f"fresh-{n}"),
         observe=distance,
-        max_step_norm=c.max_step_grad_norm / len(indices),  # the loss is their mean
+        max_step_norm=c.max_step_grad_norm * loss_scale(session.accelerator) / len(indices),
     )
     images = decode(pipe, latents, checkpointing=c.checkpointing)
     repeats = len(images) // len(prompts)
@@ -102,6 +102,12 @@ def batch_loss(session: Session, update: int, indices: Sequence[int]) -> BatchLo
         kl=None if kl is None else kl.detach(),
         image_gradients=gradients,
     )
+
+
+def loss_scale(accelerator: Any) -> float:
+    """What accelerate multiplies a loss by before its backward pass."""
+    scaler = accelerator.scaler
+    return (1.0 if scaler is None else scaler.get_scale()) / accelerator.gradient_accumulation_steps
 
 
 def image_terms(

@@ -73,11 +73,21 @@ def contrastive_loss(logits: Tensor, true: Tensor, own: Tensor) -> Tensor:
     return (F.cross_entropy(logits[own], columns) + F.cross_entropy(logits.T, own)) / 2
 
 
-def perturb(model: DualEncoder, x: Tensor, radii: Tensor, loss_of: Callable, steps: int) -> Tensor:
-    """Pictures [n, 3, h, w] moved by at most `radii` [n] (L2) to where the loss is higher."""
-    radii = radii.view(-1, 1, 1, 1)
-    moved = torch.randn_like(x)
-    moved *= radii * torch.rand_like(radii) / norms(moved)
+def perturb(
+    model: DualEncoder,
+    x: Tensor,
+    radius: float,
+    loss_of: Callable[[Tensor], Tensor],
+    steps: int,
+    generator: torch.Generator,
+) -> Tensor:
+    """Pictures [n, 3, h, w], each moved to where the loss is higher, by up to `radius` (L2).
+
+    How far differs, so that unmoved pictures stay among them.
+    """
+    radii = radius * torch.rand(len(x), 1, 1, 1, generator=generator).to(x)
+    moved = torch.randn(x.shape, generator=generator).to(x)
+    moved *= 0.5 * radii / norms(moved)
     model.requires_grad_(False)
     for _ in range(steps):
         moved.requires_grad_(True)
@@ -160,9 +170,8 @@ def main() -> None:
             def loss_of(image: Tensor) -> Tensor:
                 return contrastive_loss(image.float() @ target.T, true, own)
 
-            noises = torch.Generator().manual_seed(args.seed * 1_000_003 + step)
-            radii = args.adversarial * torch.rand(len(x), generator=noises).to(args.device)
-            x = perturb(model, x, radii, loss_of, args.attack_steps)
+            generator = torch.Generator().manual_seed(args.seed * 1_000_003 + step)
+            x = perturb(model, x, args.adversarial, loss_of, args.attack_steps, generator)
         with autocast(args.device):
             image = model.image(x)
         logits = scale * image.float() @ text.float().T
