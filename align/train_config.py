@@ -41,7 +41,8 @@ class TrainConfig:
     max_grad_norm: float = 1.0
     """Gradients are clipped to this L2 norm; 0 leaves them."""
     max_step_grad_norm: float = 0.0
-    """An image's gradient by each denoiser output is clipped to this L2 norm; 0 leaves it."""
+    """What a step of an image adds to the gradient is clipped as if its gradient by the denoiser's
+    output had at most this L2 norm; 0 leaves it."""
     lora_rank: int = 4
     """Rank of the LoRA."""
     lora_alpha: float | None = None
