@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import threading
 
 import pytest
@@ -136,7 +137,8 @@ def test_rewards_that_cannot_train(tmp_path, reward, message):
         ({"judge": "jpg", "judge_prompts": "animals"}, "unknown reward 'jpg'"),
     ],
 )
-def test_wrong_settings(tmp_path, changes, message):
+def test_wrong_settings(tmp_path, changes, message, monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)  # as where it is not installed
     with pytest.raises(ValueError, match=message):
         run(tmp_path, **changes)
     assert not (tmp_path / "run").exists()
