@@ -1,5 +1,6 @@
 """Where pipelines come from, and what is said when they cannot."""
 
+import json
 import shutil
 
 import pytest
@@ -8,7 +9,7 @@ from ldm import save_as_ldm
 from safetensors.torch import save_file
 from tiny import build
 
-from align.models import load_pipeline
+from align.models import EMBEDDED, load_pipeline
 from align.sample import generate
 
 PROMPTS = ["a red circle", "two green stars"]
@@ -169,3 +170,10 @@ def test_a_gated_model_says_how_to_get_it():
         FileNotFoundError, match=r"accept its licence on https://huggingface\.co/o/m"
     ):
         reach("o/m", load, "o/m")
+
+
+def test_what_ships_names_no_folder_of_the_machine_that_trained_it():
+    configs = sorted(EMBEDDED.rglob("*config.json"))
+    assert len(configs) > 10
+    for path in configs:
+        assert not json.loads(path.read_text()).get("_name_or_path"), path

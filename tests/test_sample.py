@@ -54,8 +54,9 @@ def test_same_images_as_the_pipeline(name, scheduler, guidance_scale):
 @pytest.mark.skipif(
     not (EMBEDDED / "scenes" / "model_index.json").is_file(), reason="embedded/scenes is absent"
 )
-def test_same_images_as_the_shipped_pipeline(scheduler, guidance_scale):
-    pipe = with_scheduler(load_pipeline("embedded/scenes", device="cpu"), scheduler)
+@pytest.mark.parametrize("name", ["embedded/scenes", "embedded/scenes-turbo"])
+def test_same_images_as_the_shipped_pipeline(name, scheduler, guidance_scale):
+    pipe = with_scheduler(load_pipeline(name, device="cpu"), scheduler)
     latents = make_noise(pipe, [5, 6])
     same_as_own(pipe, latents=latents, num_inference_steps=4, guidance_scale=guidance_scale)
 

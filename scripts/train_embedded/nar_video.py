@@ -124,9 +124,11 @@ def main() -> None:
         return F.cross_entropy(logits.flatten(0, 1), ids.flatten()), {}
 
     def save(ema: TextToClip, step: int) -> None:
+        shipped = VideoTokenizer.from_pretrained(source)
+        shipped.register_to_config(_name_or_path="")  # else the folder of this machine is shipped
         pipe = NARVideoPipeline(
             ema.transformer.eval().to(torch.float16),
-            VideoTokenizer.from_pretrained(source),
+            shipped,
             NARScheduler(temperature=0.9, guidance_scale=1.5),
             words,
             ema.text_encoder.eval().to(torch.float16),

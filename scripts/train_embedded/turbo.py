@@ -151,7 +151,9 @@ def save_pipeline(unet: nn.Module, text_encoder: CLIPTextModel, out: Path, note:
         shutil.copytree(TEACHER / name, out / name, dirs_exist_ok=True)
     shutil.copy(TEACHER / "model_index.json", out / "model_index.json")
     save_text_encoder(text_encoder, out / "text_encoder")
-    copy.deepcopy(unet).to(torch.float16).save_pretrained(out / "unet")
+    shipped = copy.deepcopy(unet).to(torch.float16)
+    shipped.register_to_config(_name_or_path="")  # else the folder of this machine is shipped
+    shipped.save_pretrained(out / "unet")
     (out / "training.json").write_text(json.dumps(note, indent=2) + "\n")
 
 
