@@ -39,6 +39,9 @@ PULLS: dict[str, Pull] = {
 }  # fmt: skip
 APART = 1_000_003  # between the seeds of candidates, so that those of seed 0 and 1 differ
 GUARDED = 3  # of an iteration's candidates are looked at more closely before one becomes the best
+# What an optimized image must gain over the best explored one, in standard deviations of the
+# explored scores: below it a gain is more often an over-fitted reward than a better image.
+LEAST_GAIN = 0.1
 TIMED = 3  # runs that a backward's cost is the median of
 
 
@@ -142,6 +145,17 @@ class _Best:
     total: float = -float("inf")
     disturbed: float = -float("inf")
     """Mean score of slightly changed copies of the image, where the guard is on."""
+    explored: list[float] = field(default_factory=list)
+    """Scores of the images that no gradient has changed, where the guard is on."""
+
+    def bar(self) -> float:
+        """What an optimized image has to beat."""
+        found = torch.tensor(self.explored)
+        found = found[found.isfinite()]
+        if not len(found):
+            return self.total
+        least = float(found.max() + LEAST_GAIN * found.std(correction=0))
+        return max(self.total, least)
 
 
 def _run(
@@ -210,12 +224,16 @@ def _setup(pipe: Any, objective: Objective, config: OptimizeConfig, purse: Purse
 def _choose(best: _Best, ask: Ask, answer: Answer, evaluate: Evaluator, guard: bool) -> bool:
     """Take over a candidate that beats the best; whether there was one.
 
-    With the guard it has to beat it on slightly changed copies of its image too.
+    With the guard it has to beat it on slightly changed copies of its image too, and to beat all
+    explored images by a margin where a gradient made it.
     """
+    if guard and ask.phase == "explore":
+        best.explored += answer.totals.tolist()
+    bar = best.bar() if guard and ask.phase == "optimize" else best.total
     order = answer.totals.argsort(descending=True, stable=True)
     for row in order[: GUARDED if guard else 1].tolist():
         total = float(answer.totals[row])
-        if not total > best.total:
+        if not total > bar:
             return False
         robust = total
         if guard:

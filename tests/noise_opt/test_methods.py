@@ -13,8 +13,9 @@ from align.noise_opt.ascend import paper_plan
 from align.noise_opt.carinox import screen
 from align.noise_opt.explore import blend
 from align.noise_opt.guard import disturbed
+from align.noise_opt.records import Answer, Ask
 from align.noise_opt.regularizers import PRIORS, log_norm, prior_gradient, to_sphere
-from align.noise_opt.search import METHODS
+from align.noise_opt.search import METHODS, _Best, _choose
 from align.sample import generate, make_noise
 
 PROMPT = "two dogs"
@@ -105,6 +106,35 @@ def test_a_budget_in_seconds():
     last = run("bon", budget="2s")[-1]
     assert last.seconds < 8  # a batch may be under way, on a busy machine
     assert last.generator_forwards >= 4
+
+
+def test_a_small_budget_only_explores():
+    few, more = (run("carinox", budget=budget) for budget in ("8images", "16images"))
+    assert [step.phase for step in few] == ["explore"]
+    assert few[-1].generator_forwards == 8
+    assert more[-1].phase == "optimize"
+
+
+def test_a_gradient_has_to_gain_enough_before_its_image_is_taken():
+    """Explored scores 0 to 7 have a deviation of 2.29: the bar is 7 + 0.1 * 2.29."""
+
+    def scored(noise, pull=None):
+        scores = torch.tensor([7.2, 7.1]) if pull else torch.arange(8.0)
+        images = torch.rand(len(noise), 3, 8, 8)
+        return Answer(images, {"r": scores}, scores, None)
+
+    class Steady:
+        def score(self, images):
+            return None, torch.full((len(images),), float(images.mean()))
+
+    best, noise = _Best(), torch.zeros(8, 4, 2, 2)
+    assert _choose(best, Ask(noise, "explore"), scored(noise), Steady(), guard=True)
+    assert best.total == 7
+    better = scored(noise[:2], "image")
+    better.images[:] = 1.0
+    assert not _choose(best, Ask(noise[:2], "optimize"), better, Steady(), guard=True)
+    better.totals[0] = 7.3
+    assert _choose(best, Ask(noise[:2], "optimize"), better, Steady(), guard=True)
 
 
 def test_the_paper_keeps_its_proportion():
