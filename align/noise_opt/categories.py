@@ -50,8 +50,10 @@ WRITING = re.compile(
     r".*\b(says?|saying|reads?|reading|written|that says)\b"
 )
 EMOTION = re.compile(
-    r"\b(happy|sad|angry|afraid|scared|disgust(ed|ing)|surprised|joyful|fear|anger|happiness|"
-    r"sadness|feel(s|ing)?|excited|lonely|cheerful|gloomy)\b"
+    r"\b(happy|happiness|sad|sadness|angry|anger|afraid|scared|fear(ful)?|frightening|terrifying|"
+    r"disgust(ed|ing)?|surpris(e|ed|ing)|joy(ful|ous)?|content(ment|ed)|amus(ed|ing|ement)|awe|"
+    r"excit(ed|ing|ement)|lonely|loneliness|cheerful|gloomy|delight(ed|ful)?|serene|serenity|"
+    r"feel(s|ing|ings)?|sense of|emotions?|nostalgi(a|c)|eerie|sorrow(ful)?|grief|rage|furious)\b"
 )
 DOING = re.compile(r"\b(?:is|are|was|were)\s+(?:\w+ly\s+)?\w{3,}ing\b")
 STACKED = re.compile(r"\b(?:the|an?) [\w-]+, [\w-]+ \w")  # "the sharp, cold edge"
@@ -99,11 +101,11 @@ def _evidence(prompt: str) -> dict[str, float]:
     for name in named:
         found[name] = float(kinds[name])
     found["size"] = 3.0 * bool(COMPARED.search(text))
-    found["numeracy"] = 2.0 * sum(a.kind == "count" for a in facts)
+    found["numeracy"] = 4.0 * sum(a.kind == "count" for a in facts)
     found["3d_spatial"] = 3.0 * bool(DEPTH.search(text))
     found["2d_spatial"] = 3.0 * bool(LEFT_RIGHT.search(text)) * (not found["3d_spatial"])
     found["text"] = 4.0 * bool(WRITING.search(text))
-    found["emotion"] = 2.0 * bool(EMOTION.search(text))
+    found["emotion"] = 5.0 * bool(EMOTION.search(text))
     verbs = sum(verb_base(w) in VERBS for w in re.findall(r"[a-z]+(?:ing|s|ed)\b", text))
     found["non_spatial"] = 1.5 * max(verbs, 2 * len(DOING.findall(text)))
     placed = bool(found["2d_spatial"] or found["3d_spatial"])

@@ -3,10 +3,14 @@
     git clone https://github.com/Karine-Huang/T2I-CompBench
     python scripts/bench/categories.py T2I-CompBench/examples/dataset        # *_val.txt
     python scripts/bench/categories.py T2I-CompBench/examples/dataset train  # the rules' own
+    git clone https://github.com/eslambakr/HRS_benchmark
+    python scripts/bench/categories.py HRS_benchmark/codes/prompt_gen/generated_prompts hrs
 
-Prompt files are T2I-CompBench++'s (MIT), a category a file; none is kept here.
+Prompt files are T2I-CompBench++'s (MIT) and HRS-Bench's, a category a file; none is kept here.
 """
 
+import ast
+import csv
 import sys
 from collections import Counter
 from pathlib import Path
@@ -19,13 +23,42 @@ FILES = {
     "complex": "complex",
 }  # fmt: skip
 
+# HRS-Bench: the file, its category, the column of the prompts that are to be drawn.
+HRS = {
+    "compositional_skill/colors/synthetic_color_comp_prompts.csv": ("color", "meta_prompt"),
+    "compositional_skill/size_comp/synthetic_size_comp_prompts.csv": ("size", "meta_prompt"),
+    "compositional_skill/spatial/synthetic_spatial_relation_prompts.csv": (
+        "2d_spatial", "meta_prompt",
+    ),
+    "counting_prompts/synthetic_counting_prompts.csv": ("numeracy", "synthetic_prompt"),
+    "writing_prompts/synthetic_writing_prompts.csv": ("text", "synthetic_prompt"),
+    "k4_synthetic_emotion_prompts.csv": ("emotion", "synthetic_prompt"),
+}  # fmt: skip
+MOST = 200  # of a file
+
+
+def hrs(folder: Path) -> dict[str, list[str]]:
+    found = {}
+    for name, (label, column) in HRS.items():
+        with (folder / name).open(encoding="utf-8", newline="") as file:
+            prompts = [row[column] for row in csv.DictReader(file)][:MOST]
+        # Some cells hold a list of prompts, written as Python does.
+        found[label] = [ast.literal_eval(p)[0] if p.startswith("[") else p for p in prompts]
+    return found
+
+
+def compbench(folder: Path, part: str) -> dict[str, list[str]]:
+    return {
+        label: (folder / f"{name}_{part}.txt").read_text(encoding="utf-8").splitlines()
+        for name, label in FILES.items()
+    }
+
 
 def main() -> None:
     folder, part = Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else "val"
     rights = []
     print("| category | prompts | right % | mean share % | taken for |\n|---|---|---|---|---|")
-    for name, label in FILES.items():
-        lines = (folder / f"{name}_{part}.txt").read_text(encoding="utf-8").splitlines()
+    for label, lines in (hrs(folder) if part == "hrs" else compbench(folder, part)).items():
         guesses = [classify(line) for line in lines if line.strip()]
         firsts = Counter(next(iter(guess.shares), "unknown") for guess in guesses)
         right = 100 * firsts[label] / len(guesses)

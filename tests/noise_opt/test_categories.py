@@ -20,6 +20,8 @@ from align.noise_opt.categories import CATEGORIES, classify
         ("a cat that is smaller than a shoe", "size"),
         ('a shop sign that says "open"', "text"),
         ("a sad robot", "emotion"),
+        ("an old wooden house in a green field gives us a sense of awe", "emotion"),
+        ("three cups of hot black coffee stand on a wooden table", "numeracy"),
     ],
 )
 def test_the_first_guess(prompt, category):
