@@ -46,8 +46,7 @@ class OptimizeConfig:
     clip: float = 0.1
     """L2 bound on each term's gradient; 0 leaves it."""
     explore_share: float = 0.5
-    """carinox: share of a budget that explores before it optimizes; 1 only explores, as a budget
-    does that would leave a candidate less than six iterations."""
+    """carinox: share of a budget that explores before it optimizes; 1 only explores."""
     exact: bool = False
     """carinox: clip the terms' gradients on the noise, not on the image; slower."""
     learning_rate: float | None = None

@@ -87,14 +87,12 @@ def carinox(s: Setup) -> Search:
 
 def _explore(s: Setup) -> Generator[Ask, Answer, tuple[Tensor, Tensor, Tensor]]:
     """Images of many noises without gradient."""
-    budget, limit, share = s.purse.budget, s.seeds, s.explore_share
+    budget, limit = s.purse.budget, s.seeds
     if budget is not None:
-        if share > 0 and (1 - share) * s.purse.fits(backwards_each(s)) < LEAST_ITERATIONS:
-            share = 1.0  # too little for a candidate to gain anything: more seeds are worth more
-        planned = 1_000_000 if budget.unit == "s" else int(share * s.purse.fits())
+        planned = 1_000_000 if budget.unit == "s" else int(s.explore_share * s.purse.fits())
         limit = min(s.seeds if s.seeds_given else planned, max(1, planned))
     noises, images, totals, done = [], [], [], 0
-    while done < limit and (done == 0 or s.purse.spent < share):
+    while done < limit and (done == 0 or s.purse.spent < s.explore_share):
         count = s.purse.fits(images=min(s.batch_size, limit - done))
         if count == 0:
             break

@@ -108,13 +108,6 @@ def test_a_budget_in_seconds():
     assert last.generator_forwards >= 4
 
 
-def test_a_small_budget_only_explores():
-    few, more = (run("carinox", budget=budget) for budget in ("8images", "16images"))
-    assert [step.phase for step in few] == ["explore"]
-    assert few[-1].generator_forwards == 8
-    assert more[-1].phase == "optimize"
-
-
 def test_a_gradient_has_to_gain_enough_before_its_image_is_taken():
     """Explored scores 0 to 7 have a deviation of 2.29: the bar is 7 + 0.1 * 2.29."""
 
