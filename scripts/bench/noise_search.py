@@ -5,6 +5,7 @@
     python scripts/bench/noise_search.py report
     python scripts/bench/noise_search.py ratio               # one backward against one a reward
     python scripts/bench/noise_search.py diversity           # 8 seeds of a prompt, before and after
+    python scripts/bench/noise_search.py selection --tune --per-category 5   # what rewards find
 
 Costs are forward-equivalents a prompt; a backward counts at its cost measured in the same run.
 All variants maximize the same four rewards in units of their spread, z(...); `carinox` weighs
@@ -239,13 +240,39 @@ def diversity(args: argparse.Namespace) -> None:
         print(f"{name}: base {before:.4f}, optimized {after:.4f}, share {after / before:.2f}")
 
 
+@torch.no_grad()
+def selection(args: argparse.Namespace) -> None:
+    """How often the rewards pick an exact picture of N, and how often there is one."""
+    pipe, reward = align.load_pipeline(args.model), align.load_reward(ALL)
+    found: dict[int, list[tuple[float, float]]] = {n: [] for n in (8, 25, 50, 100, 200)}
+    most = max(found)
+    for prompt in prompts_of(args):
+        config = config_of(args, "bon", str(most), 0, 1.0)
+        steps = list(align.optimize(pipe, prompt, reward, config))
+        totals = torch.cat([step.totals for step in steps])
+        images = torch.cat([step.images for step in steps]).float()
+        exact = scenes.verify([prompt] * most, images)[0].float()
+        for count, cells in found.items():  # disjoint groups, for less noise
+            picked = totals.view(-1, count).argmax(1, keepdim=True)
+            rows = exact.view(-1, count)
+            cells.append((float(rows.gather(1, picked).mean()), float(rows.amax(1).mean())))
+    for count, cells in found.items():
+        picked, any_exact = 100 * np.mean(cells, axis=0)
+        print(f"of {count}: picked {picked:.1f} %, at least one exact {any_exact:.1f} %")
+
+
 def spread(rows: torch.Tensor) -> float:
     return float(torch.pdist(rows.flatten(1)).mean())
 
 
+COMMANDS = {
+    "run": run, "report": report, "ratio": ratio, "diversity": diversity, "selection": selection,
+}  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("command", choices=("run", "report", "ratio", "diversity"))
+    parser.add_argument("command", choices=tuple(COMMANDS))
     parser.add_argument("--model", default="embedded/scenes-turbo")
     parser.add_argument("--steps", type=int, default=1)
     parser.add_argument("--guidance-scale", type=float)
@@ -262,7 +289,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    {"run": run, "report": report, "ratio": ratio, "diversity": diversity}[args.command](args)
+    COMMANDS[args.command](args)
 
 
 if __name__ == "__main__":
