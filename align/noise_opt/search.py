@@ -41,7 +41,7 @@ APART = 1_000_003  # between the seeds of candidates, so that those of seed 0 an
 GUARDED = 3  # of an iteration's candidates are looked at more closely before one becomes the best
 # What an optimized image must gain over the best explored one, in standard deviations of the
 # explored scores: below it a gain is more often an over-fitted reward than a better image.
-LEAST_GAIN = 0.1
+MARGIN = 0.1
 TIMED = 3  # runs that a backward's cost is the median of
 
 
@@ -154,7 +154,7 @@ class _Best:
         found = found[found.isfinite()]
         if not len(found):
             return self.total
-        least = float(found.max() + LEAST_GAIN * found.std(correction=0))
+        least = float(found.max() + MARGIN * found.std(correction=0))
         return max(self.total, least)
 
 
