@@ -1,8 +1,6 @@
 """`python -m align`."""
 
-import sys
-
-from align.cli import main
+from align.cli import command_line
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command_line()

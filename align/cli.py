@@ -190,6 +190,23 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
 }
 
 
+def command_line() -> None:
+    """The process's own command line, and the end of the process."""
+    leave(main())
+
+
+def leave(status: int) -> None:
+    """End the process. One of several skips what the interpreter does at its end: torch's threads
+    can wait there for ever for an interpreter that no longer answers (pytorch issue 190489)."""
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        sys.exit(status)
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
+    os._exit(status)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run a command line (default: that of the process); returns the exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments

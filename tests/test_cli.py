@@ -1,6 +1,7 @@
 """The command line: help, exit statuses, one-line errors, `align generate` end to end."""
 
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -132,6 +133,20 @@ def test_status_of_an_error(error, status, line, monkeypatch, capsys):
     monkeypatch.setitem(cli.COMMANDS, "models", fail)
     assert run("models") == status
     assert capsys.readouterr().err.startswith(line)
+
+
+@pytest.mark.parametrize(("processes", "said"), [("1", "done\nlate\n"), ("2", "done\n")])
+def test_one_of_several_processes_leaves_at_once(processes, said):
+    """What it printed is there, but what waits for the interpreter's end is left out."""
+    program = (
+        "import atexit; from align.cli import leave; "
+        "atexit.register(print, 'late'); print('done'); leave(3)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program], env=os.environ | {"WORLD_SIZE": processes},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert (result.returncode, result.stdout) == (3, said)
 
 
 def test_traceback_on_request(monkeypatch):

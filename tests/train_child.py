@@ -6,6 +6,7 @@ its processes).
 with SIGKILL at random moments and resumed until it is done. Prints how many kills came in time.
 """
 
+import faulthandler
 import json
 import os
 import random
@@ -18,6 +19,7 @@ import torch
 from tiny import build
 from train_helpers import brightness, small_config
 
+from align.cli import leave
 from align.train import train
 
 
@@ -69,6 +71,8 @@ def killed(folder: Path, steps: int, kills: int) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     if sys.argv[1] == "run":
+        faulthandler.dump_traceback_later(300, exit=True)  # where it hangs, if it does
         run(Path(sys.argv[2]), **json.loads(sys.argv[3]))
+        leave(0)
     else:
         killed(Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))

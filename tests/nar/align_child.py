@@ -13,6 +13,8 @@ from pathlib import Path
 import torch
 from align_helpers import run
 
+from align.cli import leave
+
 SETTINGS = {"checkpoint_every": 1, "inner_updates": 2, "learning_rate": 0.01, "warmup_steps": 2}
 
 
@@ -46,6 +48,7 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     if sys.argv[1] == "run":
         run(Path(sys.argv[2]), method=sys.argv[3], **SETTINGS)
+        leave(0)
     else:
         for name in ("grpo", "dpo"):
             killed(Path(sys.argv[2]) / name, name, int(sys.argv[3]))
