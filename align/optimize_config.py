@@ -45,7 +45,7 @@ class OptimizeConfig:
     """Prior of the noise: log-norm, kl, spectrum or concentration."""
     clip: float = 0.1
     """L2 bound on each term's gradient; 0 leaves it."""
-    explore_share: float = 0.5
+    explore_share: float = 0.75
     """carinox: share of a budget that explores before it optimizes; 1 only explores."""
     exact: bool = False
     """carinox: clip the terms' gradients on the noise, not on the image; slower."""

@@ -38,7 +38,7 @@ PULLS: dict[str, Pull] = {
     "reno": "sum", "langevin": "sum", "carinox": "image", "carinox-paper": "per-term",
 }  # fmt: skip
 APART = 1_000_003  # between the seeds of candidates, so that those of seed 0 and 1 differ
-GUARDED = 3  # of an iteration's candidates are looked at more closely before one becomes the best
+GUARDED = 3  # of an iteration's optimized candidates are looked at before one becomes the best
 # What an optimized image must gain over the best explored one, in standard deviations of the
 # explored scores: below it a gain is more often an over-fitted reward than a better image.
 MARGIN = 0.1
@@ -143,10 +143,10 @@ class _Best:
     noise: Tensor | None = None
     terms: dict[str, float] = field(default_factory=dict)
     total: float = -float("inf")
-    disturbed: float = -float("inf")
-    """Mean score of slightly changed copies of the image, where the guard is on."""
+    robust: float | None = None
+    """Mean score of slightly changed copies of the image, once an optimized one challenges it."""
     explored: list[float] = field(default_factory=list)
-    """Scores of the images that no gradient has changed, where the guard is on."""
+    """Scores of the images that no gradient has changed."""
 
     def bar(self) -> float:
         """What an optimized image has to beat."""
@@ -224,27 +224,35 @@ def _setup(pipe: Any, objective: Objective, config: OptimizeConfig, purse: Purse
 def _choose(best: _Best, ask: Ask, answer: Answer, evaluate: Evaluator, guard: bool) -> bool:
     """Take over a candidate that beats the best; whether there was one.
 
-    With the guard it has to beat it on slightly changed copies of its image too, and to beat all
-    explored images by a margin where a gradient made it.
+    With the guard, one that a gradient made has to beat all explored images by a margin, and the
+    best on slightly changed copies of its image too: a gradient finds scores without the image
+    that they stand for, which mere choosing hardly does.
     """
-    if guard and ask.phase == "explore":
+    rival = best.image if guard and ask.phase != "explore" else None
+    if ask.phase == "explore":
         best.explored += answer.totals.tolist()
-    bar = best.bar() if guard and ask.phase == "optimize" else best.total
+    bar = best.total if rival is None else best.bar()
     order = answer.totals.argsort(descending=True, stable=True)
-    for row in order[: GUARDED if guard else 1].tolist():
-        total = float(answer.totals[row])
+    for row in order[: 1 if rival is None else GUARDED].tolist():
+        total, robust = float(answer.totals[row]), None
         if not total > bar:
             return False
-        robust = total
-        if guard:
-            robust = float(evaluate.score(disturbed(answer.images[row]))[1].mean())
-            if best.image is not None and not robust > best.disturbed:
+        if rival is not None:
+            if best.robust is None:
+                best.robust = _robust(rival, evaluate)
+            robust = _robust(answer.images[row], evaluate)
+            if not robust > best.robust:
                 continue
         best.image, best.noise = answer.images[row], ask.noise[row].detach().clone()
         best.terms = {name: float(score[row]) for name, score in answer.terms.items()}
-        best.total, best.disturbed = total, robust
+        best.total, best.robust = total, robust
         return True
     return False
+
+
+def _robust(image: Tensor, evaluate: Evaluator) -> float:
+    """The mean score of slightly changed copies of an image."""
+    return float(evaluate.score(disturbed(image))[1].mean())
 
 
 def _step(
