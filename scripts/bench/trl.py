@@ -57,7 +57,7 @@ def seed_of(args: argparse.Namespace, update: int) -> int:
 
 
 def trl_side(args: argparse.Namespace):
-    """A function from an update's number to its reward, by TRL's trainer."""
+    """By TRL's trainer: a function from an update's number to its reward, and one that saves."""
     sys.path.insert(0, str(ROOT))
     import numpy as np
     import torch
@@ -105,7 +105,15 @@ def trl_side(args: argparse.Namespace):
         trainer.step(0, number)
         return rewards[-1]
 
-    return update
+    def save(folder: str) -> None:
+        from diffusers.utils import convert_state_dict_to_diffusers
+        from peft.utils import get_peft_model_state_dict
+
+        pipe = trainer.sd_pipeline.sd_pipeline
+        layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(pipe.unet))
+        pipe.save_lora_weights(folder, unet_lora_layers=layers)
+
+    return update, save
 
 
 def our_side(args: argparse.Namespace):
@@ -113,6 +121,7 @@ def our_side(args: argparse.Namespace):
     import torch
 
     from align.config import TrainConfig
+    from align.lora import save_lora
     from align.training.session import open_session
     from align.training.update import train_step
     from align.training.windows import parse_window
@@ -148,19 +157,23 @@ def our_side(args: argparse.Namespace):
             session.window = parse_window(written, args.steps)
         return train_step(session, number)["reward"]
 
-    return update
+    return update, lambda folder: save_lora(session.pipe, folder)
 
 
 def work(args: argparse.Namespace) -> None:
-    """A side's process: one update a line of its input, one line of JSON as the answer."""
+    """A side's process: an update for a number in its input, a LoRA for a folder; JSON answers."""
     args.prompts = json.loads(Path(args.prompt_file).read_text())
     with tempfile.TemporaryDirectory() as args.folder:
-        update = trl_side(args) if args.side == "trl" else our_side(args)
+        update, save = trl_side(args) if args.side == "trl" else our_side(args)
         gc.collect()
         loaded = status("VmRSS")
         Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
         print("ready", flush=True)
         for line in sys.stdin:
+            if not line.strip().isdigit():
+                save(line.strip())
+                print("{}", flush=True)
+                continue
             started = time.perf_counter()
             reward = update(int(line))
             answer = {"seconds": time.perf_counter() - started, "reward": reward}
@@ -168,9 +181,9 @@ def work(args: argparse.Namespace) -> None:
             print(json.dumps(answer), flush=True)
 
 
-def start(side: str, python: str, prompt_file: str) -> subprocess.Popen:
+def start(side: str, python: str, prompt_file: str, options: list[str]) -> subprocess.Popen:
     """A side's process; -P keeps this folder, whose trl.py is no trl, off its path."""
-    command = [python, "-P", "-W", "ignore", __file__, *sys.argv[1:]]
+    command = [python, "-P", "-W", "ignore", __file__, *options]
     command += ["--side", side, "--prompt-file", prompt_file]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     child = subprocess.Popen(command, **pipes)
@@ -180,13 +193,14 @@ def start(side: str, python: str, prompt_file: str) -> subprocess.Popen:
     return child
 
 
-def ask(child: subprocess.Popen, number: int) -> dict:
-    child.stdin.write(f"{number}\n")
+def ask(child: subprocess.Popen, question: int | str) -> dict:
+    """The answer to the number of an update, or to a folder where the LoRA is to be saved."""
+    child.stdin.write(f"{question}\n")
     child.stdin.flush()
     while line := child.stdout.readline():
         if line.startswith("{"):
             return json.loads(line)
-    raise RuntimeError(f"a process ended in update {number}")
+    raise RuntimeError(f"a process ended at {question}")
 
 
 def compare(args: argparse.Namespace) -> None:
@@ -199,7 +213,9 @@ def compare(args: argparse.Namespace) -> None:
         json.dump(load_prompts(args.prompt_set).prompts[: args.prompt_count], file)
         file.flush()
         children = {
-            side: start(side, args.trl_python if side == "trl" else sys.executable, file.name)
+            side: start(
+                side, args.trl_python if side == "trl" else sys.executable, file.name, sys.argv[1:]
+            )
             for side in sides
         }
         try:
