@@ -72,7 +72,7 @@ def trl_side(args: argparse.Namespace):
     def score(images, prompts, metadata):
         scores = reward(images.float(), list(prompts))
         rewards.append(float(scores.mean()))
-        return scores
+        return scores, {}
 
     config = AlignPropConfig(
         num_epochs=1,
