@@ -105,7 +105,7 @@ def main() -> None:
     parser.add_argument("--trl-python", help="Python of the environment with TRL 0.12.2")
     parser.add_argument("--preset", default="embedded")
     parser.add_argument("--every", type=int, default=10, help="updates between two judgments")
-    parser.add_argument("--judge-steps", type=int, default=20)
+    parser.add_argument("--judge-steps", type=int, default=10)
     parser.add_argument("--judge-guidance-scale", type=float, default=3.0)
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
