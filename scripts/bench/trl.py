@@ -14,10 +14,12 @@ draws its window within the denoising loop, so the kept steps have gaps; with `-
 each of its draws is made known here, and our side keeps the very same steps (`sparse:I,J,K`).
 
 Settings of our side: `fastest` (no checkpointing), `checkpointing` (as TRL's default has it) and
-`preset` (`--preset`, its own window and steps). Memory is the peak above the loaded model.
+`preset` (`--preset`, its own window and steps). Memory is the peak of all updates above the loaded
+model; glibc is told to give back what is free before each of them.
 """
 
 import argparse
+import ctypes
 import gc
 import json
 import random
@@ -139,7 +141,7 @@ def our_side(args: argparse.Namespace):
         "out": f"{args.folder}/run",
     }
     if args.side == "preset":
-        settings["preset"] = args.preset
+        settings |= {"preset": args.preset, **json.loads(args.settings)}
     else:
         settings |= {
             "num_inference_steps": args.steps,
@@ -174,6 +176,7 @@ def work(args: argparse.Namespace) -> None:
                 save(line.strip())
                 print("{}", flush=True)
                 continue
+            ctypes.CDLL(None).malloc_trim(0)  # what the update before freed is not this one's
             started = time.perf_counter()
             reward = update(int(line))
             answer = {"seconds": time.perf_counter() - started, "reward": reward}
@@ -247,6 +250,7 @@ def main() -> None:
     parser.add_argument("--trl-python", help="Python of the environment with TRL 0.12.2")
     parser.add_argument("--ours", nargs="+", choices=OURS, default=["fastest", "checkpointing"])
     parser.add_argument("--preset", default="embedded")
+    parser.add_argument("--settings", default="{}", help="JSON of settings beside the preset")
     parser.add_argument("--window", default="random", help="random, or a number of last steps")
     parser.add_argument("--updates", type=int, default=6)
     parser.add_argument("--warmup", type=int, default=1, help="updates that do not count")

@@ -65,10 +65,11 @@ def compare(args: argparse.Namespace, folder: Path) -> None:
     base = judge(args, held_out, None)
     print(f"base: reward {base.mean():.4f}", flush=True)
     options = ["--window", "random", "--threads", str(args.threads), "--preset", args.preset]
+    options += ["--settings", args.settings]
     prompt_file = str(folder / "prompts.json")
     theirs = start("trl", args.trl_python, prompt_file, options)
     seconds, done, gain = 0.0, 0, np.zeros(64)
-    for updates in (20, 60):
+    for updates in args.trl_updates:
         lora = str(folder / f"trl-{updates}")
         took, memory = train(theirs, range(done, updates), lora)
         seconds, done = seconds + took, updates
@@ -104,6 +105,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trl-python", help="Python of the environment with TRL 0.12.2")
     parser.add_argument("--preset", default="embedded")
+    parser.add_argument("--settings", default="{}", help="JSON of settings beside the preset")
+    parser.add_argument("--trl-updates", type=int, nargs="+", default=[20, 60])
     parser.add_argument("--every", type=int, default=10, help="updates between two judgments")
     parser.add_argument("--judge-steps", type=int, default=10)
     parser.add_argument("--judge-guidance-scale", type=float, default=3.0)
