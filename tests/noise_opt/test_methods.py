@@ -128,6 +128,10 @@ def test_a_gradient_has_to_gain_enough_before_its_image_is_taken():
     assert not _choose(best, Ask(noise[:2], "optimize"), better, Steady(), guard=True)
     better.totals[0] = 7.3
     assert _choose(best, Ask(noise[:2], "optimize"), better, Steady(), guard=True)
+    dark = Answer(torch.zeros(1, 3, 8, 8), {"r": torch.tensor([9.0])}, torch.tensor([9.0]), None)
+    assert not _choose(best, Ask(noise[:1], "optimize"), dark, Steady(), guard=True)  # not robust
+    assert _choose(best, Ask(noise[:1], "explore"), dark, Steady(), guard=True)  # merely chosen
+    assert best.total == 9
 
 
 def test_the_paper_keeps_its_proportion():
