@@ -90,7 +90,8 @@ def _explore(s: Setup) -> Generator[Ask, Answer, tuple[Tensor, Tensor, Tensor]]:
     budget, limit = s.purse.budget, s.seeds
     if budget is not None:
         planned = 1_000_000 if budget.unit == "s" else int(s.explore_share * s.purse.fits())
-        limit = min(s.seeds if s.seeds_given else planned, max(1, planned))
+        # one at least, from which optimization starts
+        limit = max(1, min(s.seeds, planned) if s.seeds_given else planned)
     noises, images, totals, done = [], [], [], 0
     while done < limit and (done == 0 or s.purse.spent < s.explore_share):
         count = s.purse.fits(images=min(s.batch_size, limit - done))

@@ -150,6 +150,14 @@ def test_runs_repeat_and_seeds_differ():
     assert not torch.equal(ends[0].best_noise, ends[2].best_noise)
 
 
+@pytest.mark.parametrize(("share", "phases"), [(0.0, ["explore", "optimize"]), (1.0, ["explore"])])
+def test_carinox_may_only_optimize_or_only_explore(share, phases):
+    steps = run("carinox", budget="20nfe", backward_cost=1.0, explore_share=share)
+    assert list(dict.fromkeys(step.phase for step in steps)) == phases
+    if share == 0:
+        assert len(steps[0].totals) == 1  # the noise to start from
+
+
 @pytest.mark.parametrize("method", GRADIENT_METHODS)
 def test_rewards_without_gradient(method):
     with pytest.raises(ValueError, match=r"stepwise has no gradient, which method .* evolution"):
