@@ -46,7 +46,7 @@ def test_the_table_has_every_row(script, tmp_path, monkeypatch):
     (tmp_path / "prompts.csv").write_text("prompt,category\na red circle,single\n")
     arguments = [
         "--lora", str(tmp_path / "lora"), "--nar-lora", str(aligned), "--nar", str(model),
-        "--prompts", str(tmp_path / "prompts.csv"), "--budget", "8nfe", "--reward", "scenes-clip",
+        "--prompts", str(tmp_path / "prompts.csv"), "--budget", "16nfe", "--reward", "scenes-clip",
         "--num-inference-steps", "1", "--device", "cpu", "--out", str(tmp_path / "table"),
     ]  # fmt: skip
     text = script.main(arguments)
@@ -59,9 +59,9 @@ def test_the_table_has_every_row(script, tmp_path, monkeypatch):
     rows = {name: line.split("|")[2:-1] for name, line in zip(names, lines[2:], strict=True)}
     report = json.loads((tmp_path / "table/report.json").read_text())
     spent = {one["method"]: one["spent"] for one in report["figures"]}
-    # 8 passes buy 8 pictures of one step, and 2 of 3 wavefronts
-    assert int(rows["best of N"][3]) == spent["bon"]["images"] == 8
-    assert int(rows["NAR + best of N"][3]) == 2
+    # 16 passes buy 16 pictures of one step, and 5 of 3 wavefronts
+    assert int(rows["best of N"][3]) == spent["bon"]["images"] == 16
+    assert int(rows["NAR + best of N"][3]) == 5
     assert [int(rows[name][3]) for name in ("base", "NAR", "aligned NAR")] == [1, 1, 1]
     assert int(rows["LoRA + noise search"][5]) > 0  # backward passes
     for method, one in spent.items():
