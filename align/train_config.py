@@ -22,6 +22,9 @@ class TrainConfig:
     """Start from this LoRA (a file, folder, run or Hub id), optionally =WEIGHT."""
     negative_prompt: str | None = None
     """What the images should not show."""
+    method: Literal["alignprop", "dpo"] = "alignprop"
+    """alignprop follows the reward's gradient through the sampler; dpo draws a group of images a
+    prompt and prefers the best by the reward to the worst (no gradient of the reward needed)."""
     steps: int = 100
     """Optimizer updates."""
     batch_size: int = 16
@@ -64,6 +67,12 @@ class TrainConfig:
     draft-lv[:N], refl, drtune[:N], sparse:N or sparse:I,J,K."""
     detach_uncond: bool = False
     """No gradient through the unconditional branch of the guidance."""
+    group_size: int = 8
+    """Images of a prompt that are compared (dpo)."""
+    pair_timesteps: int = 4
+    """Timesteps at which each pair is compared (dpo)."""
+    beta: float = 100.0
+    """Strength of the tie to the base model (dpo): larger, nearer."""
     checkpointing: bool = True
     """Recompute the denoiser in the backward pass: less memory, more time."""
     kl_weight: float = 0.0
@@ -150,7 +159,7 @@ class TrainConfig:
             self,
             at_least_1=("steps", "batch_size", "micro_batch_size", "lora_rank"),
             not_negative=("weight_decay", "warmup_steps", "max_grad_norm", "guidance_scale"),
-            positive=("learning_rate", "lora_alpha", "max_minutes"),
+            positive=("learning_rate", "lora_alpha", "max_minutes", "beta"),
             unit=("eta", "ema_decay"),
         )
         check(
@@ -158,13 +167,27 @@ class TrainConfig:
             at_least_1=("num_inference_steps", "height", "width", "judge_every", "patience"),
             not_negative=("kl_weight", "sample_every", "checkpoint_every"),
         )
-        check(self, at_least_1=("keep_checkpoints", "judge_images"))
+        check(self, at_least_1=("keep_checkpoints", "judge_images", "pair_timesteps"))
         if self.micro_batch_size and self.batch_size % self.micro_batch_size:
             raise ValueError(
                 f"micro_batch_size is {self.micro_batch_size}; it must divide batch_size, "
                 f"which is {self.batch_size}"
             )
+        if self.method == "dpo":
+            self._check_groups()
         if self.lora_targets == ():
             raise ValueError("lora_targets is empty; name at least one layer, such as to_q")
         parse_window(self.grad_window, self.num_inference_steps)
         imply_out(self)
+
+    def _check_groups(self) -> None:
+        """Raise ValueError where groups of a prompt's images do not fill the batch."""
+        if self.group_size < 2:
+            raise ValueError(f"group_size is {self.group_size}; at least 2 images can be compared")
+        for name in ("batch_size", "micro_batch_size"):
+            images = getattr(self, name)
+            if images is not None and images % self.group_size:
+                raise ValueError(
+                    f"{name} is {images}; it must be a multiple of group_size, "
+                    f"which is {self.group_size}"
+                )

@@ -12,6 +12,11 @@ from align.training.pictures import PICTURES
 from align.training.runs import Run
 
 PAIR = ("before.png", "after.png")
+METHODS = {
+    "alignprop": "AlignProp (arXiv 2310.03739): the reward is backpropagated through the sampler",
+    "dpo": "Diffusion-DPO (arXiv 2311.12908) on its own images: of those of a prompt, the best by "
+    "the reward are preferred to the worst",
+}
 
 
 def write_report(
@@ -65,7 +70,7 @@ def model_card(config: TrainConfig, report: dict[str, Any]) -> str:
         "learning rate": f"{c.learning_rate:g} ({c.lr_schedule})",
         "LoRA": f"rank {c.lora_rank}, alpha {c.lora_alpha or c.lora_rank:g}",
         "sampling": f"{c.num_inference_steps} steps, guidance {c.guidance_scale:g}, eta {c.eta:g}",
-        "gradient window": c.grad_window,
+        **how_compared(c),
         "distance to the base": f"weight {c.kl_weight:g}",
         "seed": c.seed,
     }
@@ -73,8 +78,7 @@ def model_card(config: TrainConfig, report: dict[str, Any]) -> str:
         *front,
         f"# A LoRA that raises {c.reward}",
         "",
-        f"Trained from {c.model} with AlignProp (arXiv 2310.03739): the reward is backpropagated "
-        "through the sampler.",
+        f"Trained from {c.model} with {METHODS[c.method]}.",
         "",
         "```python",
         f'pipe = DiffusionPipeline.from_pretrained("{c.model}")',
@@ -90,6 +94,13 @@ def model_card(config: TrainConfig, report: dict[str, Any]) -> str:
         *figures(report),
     ]
     return "\n".join(lines) + "\n"
+
+
+def how_compared(c: TrainConfig) -> dict[str, Any]:
+    """The settings that only the run's method has."""
+    if c.method == "alignprop":
+        return {"gradient window": c.grad_window}
+    return {"images compared": c.group_size, "timesteps a pair": c.pair_timesteps, "beta": c.beta}
 
 
 def figures(report: dict[str, Any]) -> list[str]:

@@ -138,6 +138,7 @@ def open_session(config: TrainConfig, *, reward: Any = None, pipe: Any = None) -
             quantize=config.quantize,
         )
     image_size(pipe, config.height, config.width)
+    check_method(config, pipe)
     if accelerator.is_main_process:
         warn_about_prompts(pipe, prompts.prompts)
     torch.manual_seed(config.seed)  # the LoRA's first weights
@@ -216,6 +217,11 @@ def make_accelerator(config: TrainConfig, pipe: Any = None) -> tuple[Accelerator
         raise ValueError(
             f"micro_batch_size is {micro}; it must divide the {share} images of a process"
         )
+    if config.method == "dpo" and (share % config.group_size or micro % config.group_size):
+        raise ValueError(
+            f"a process has {share} images, {micro} a forward pass; both must be multiples of "
+            f"group_size, which is {config.group_size}"
+        )
     accelerator.gradient_accumulation_steps = share // micro
     return accelerator, accelerator.device if count > 1 else device
 
@@ -223,7 +229,8 @@ def make_accelerator(config: TrainConfig, pipe: Any = None) -> tuple[Accelerator
 def trained_reward(config: TrainConfig, device: Any = "cpu", reward: Any = None) -> Any:
     """The run's reward, frozen. Raises ValueError where it has no gradient."""
     reward = load_reward(config.reward if reward is None else reward, device)
-    refuse_undifferentiable(reward)
+    if config.method == "alignprop":
+        refuse_undifferentiable(reward)
     return reward.eval().requires_grad_(False)
 
 
@@ -234,6 +241,19 @@ def refuse_undifferentiable(reward: Any) -> None:
         raise ValueError(
             f"reward {', '.join(names)} has no gradient to train on; use it as --judge, or a "
             "differentiable reward"
+        )
+
+
+def check_method(config: TrainConfig, pipe: Any) -> None:
+    """Raise ValueError where dpo is asked of a model that was not trained to predict noise."""
+    if config.method != "dpo":
+        return
+    kind = pipe.scheduler.config.get("prediction_type")
+    noises = hasattr(pipe.scheduler, "alphas_cumprod")
+    if not noises or kind not in ("epsilon", "v_prediction", "sample"):
+        raise ValueError(
+            "method is 'dpo', which needs a model of the kind of Stable Diffusion 1.x, 2.x or XL; "
+            f"{type(pipe).__name__} with {type(pipe.scheduler).__name__} is none: use alignprop"
         )
 
 

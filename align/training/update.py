@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -137,8 +137,13 @@ def term_gradients(
     return norms
 
 
-def train_step(session: Session, update: int, stop_asked: Any = lambda: False) -> dict[str, Any]:
-    """One optimizer update; returns its record for metrics.jsonl.
+def train_step(
+    session: Session,
+    update: int,
+    stop_asked: Any = lambda: False,
+    loss_of: Callable[[Session, int, Sequence[int]], BatchLoss] = batch_loss,
+) -> dict[str, Any]:
+    """One optimizer update by `loss_of`; returns its record for metrics.jsonl.
 
     The weights are untouched if it raises: Diverged for what is not finite, Interrupted once
     `stop_asked()` in any process, ValueError for a reward without effect on the weights.
@@ -155,7 +160,7 @@ def train_step(session: Session, update: int, stop_asked: Any = lambda: False) -
         with accelerator.accumulate(session.whole), saved_on_cpu(c.offload):
             fault = None
             try:
-                part = session.whole(batch_loss, session, update, indices)
+                part = session.whole(loss_of, session, update, indices)
             except Diverged as error:
                 fault, part = error, None
             agree(session, fault, stop_asked())
