@@ -61,6 +61,33 @@ PRESETS: dict[str, dict[str, Any]] = {
         "grad_window": "all",
         "checkpointing": False,
     },
+    # Ten minutes on two CPU cores. Many images behind small steps, as a pair says little; a wide
+    # LoRA in all linear layers, as a narrow one reaches little of the direction.
+    "embedded-dpo": {
+        "method": "dpo",
+        "steps": 130,
+        "batch_size": 32,
+        "micro_batch_size": 16,
+        "group_size": 8,
+        "pair_timesteps": 8,
+        "learning_rate": 2e-3,
+        "lr_schedule": "linear",
+        "warmup_steps": 5,
+        "lora_rank": 32,
+        "lora_targets": (
+            "to_q",
+            "to_k",
+            "to_v",
+            "to_out.0",
+            "ff.net.0.proj",
+            "ff.net.2",
+            "proj_in",
+            "proj_out",
+        ),
+        "num_inference_steps": 8,
+        "guidance_scale": 3.0,
+        "checkpointing": False,
+    },
     # AlignProp (arXiv 2310.03739), the authors' code: branch `main`, aesthetic run. The window is
     # the paper's: one tail per update, where the code draws every step by itself.
     "alignprop": _ALIGNPROP | {"grad_window": "random"},

@@ -14,11 +14,13 @@ from align.models import load_pipeline
 from align.prompts import draw_prompts
 from align.sample import generate, make_noise, sample
 from align.train import train
+from align.training.memory import Needs, savings
 from align.training.preferences import diffusion_dpo_loss, preference_loss, ranked_pairs
 from align.training.session import check_method
 from align.training.windows import image_seed
 
-DPO = {"method": "dpo", "group_size": 4, "batch_size": 8, "pair_timesteps": 2}
+DPO_REST = {"method": "dpo", "group_size": 4, "batch_size": 8}
+DPO = DPO_REST | {"pair_timesteps": 2}
 
 
 def darkness(images, prompts):
@@ -186,3 +188,17 @@ def test_a_flow_model_is_refused(tmp_path):
     ):
         check_method(config, build("sd3"))
     check_method(config, with_scheduler(build("sd"), "EulerDiscreteScheduler"))
+
+
+def test_the_estimate_counts_the_compared_images(tmp_path):
+    """Half the timesteps a pair halve the activations; --memory goes down by whole groups."""
+    one, two = (small_config(tmp_path, pair_timesteps=n, **DPO_REST) for n in (2, 4))
+    needs = Needs(one, pipe=build("sd"))
+    low, high = (needs.estimate(c).parts["activations"] for c in (one, two))
+    assert low < high <= 2 * low
+    micros = [s["micro_batch_size"] for s in savings(needs.pipe, two) if "micro_batch_size" in s]
+    assert micros == [4]
+    assert [s["pair_timesteps"] for s in savings(needs.pipe, two) if "pair_timesteps" in s] == [
+        2,
+        1,
+    ]

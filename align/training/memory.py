@@ -92,16 +92,22 @@ def savings(pipe: Any, config: TrainConfig) -> Iterator[dict[str, Any]]:
     yield {"checkpointing": True}
     yield {"cache_embeddings": True}
     micro = config.micro_batch_size or config.batch_size
-    while micro > 1:
-        micro = micro // 2 if micro % 2 == 0 else 1
+    least = config.group_size if config.method == "dpo" else 1
+    while micro > least:
+        micro = micro // 2 if micro % (2 * least) == 0 else least
         yield {"micro_batch_size": micro}
     yield {"vae_tiling": True}
     yield {"block_checkpointing": True}
     if on_cuda(config):
         yield {"quantize": config.quantize or "8bit"}
         yield {"quantize": "4bit"}
-    yield {"detach_uncond": True}
-    yield {"grad_window": "1"}
+    if config.method == "alignprop":
+        yield {"detach_uncond": True}
+        yield {"grad_window": "1"}
+    timesteps = config.pair_timesteps if config.method == "dpo" else 1
+    while timesteps > 1:
+        timesteps //= 2
+        yield {"pair_timesteps": timesteps}
     if on_cuda(config):
         yield {"offload": True}
     height, width = image_size(pipe, config.height, config.width)
@@ -161,16 +167,20 @@ class Needs:
             for update in range(20)
         ]
         kept = max(max(sum(row[0] for row in draw.kept), draw.fresh) for draw in draws)
+        micro = min(config.micro_batch_size or config.batch_size, config.batch_size)
+        if pairs := config.method == "dpo":  # one unguided pass over both images of every pair
+            kept, micro = 1, micro // config.group_size * compared_images(config)
         peak = self.activations(
-            min(config.micro_batch_size or config.batch_size, config.batch_size),
+            micro,
             size,
             kept,
-            config.guidance_scale,
+            1.0 if pairs else config.guidance_scale,
             config.checkpointing,
             config.block_checkpointing,
             config.vae_tiling,
             config.detach_uncond,
             config.offload,
+            pairs,
         )
         texts = sum(weight_bytes(part) for part in encoders)
         waiting = config.offload or config.cache_embeddings
@@ -198,8 +208,12 @@ class Needs:
         tiling: bool,
         detach_uncond: bool,
         offload: bool,
+        pairs: bool,
     ) -> int:
-        """The peak of an update beyond weights: a denoiser pass, held `kept` times, and decode."""
+        """The peak of an update beyond weights: a denoiser pass, held `kept` times, and decode.
+
+        With `pairs` (dpo) there is no gradient through the decoder, whose peak is far below.
+        """
         pipe, (height, width) = self.pipe, size
         recompute_blocks(denoiser_module(pipe), blocks)
         tile_decoder(pipe.vae, tiling)
@@ -219,12 +233,19 @@ class Needs:
         step = footprint(
             lambda: denoise(latents, torch.tensor(500.0, device=META)), offload=offload
         )
+        if pairs:
+            return step.peak
         images: Footprint = footprint(
             lambda: decode(pipe, latents.detach().requires_grad_(), checkpointing=checkpointing),
             offload=offload,
         )
         held = 0 if offload else kept * step.held
         return max(held + images.peak, held - (0 if offload else step.held) + step.peak)
+
+
+def compared_images(config: TrainConfig) -> int:
+    """Noised images of a group that the denoiser sees at once in dpo."""
+    return 2 * max(1, config.group_size // 4) * config.pair_timesteps
 
 
 def meta_embeds(pipe: Any, guidance_scale: float) -> dict[str, Tensor]:
@@ -261,6 +282,7 @@ FIELDS = (
     "checkpointing",
     "cache_embeddings",
     "micro_batch_size",
+    "pair_timesteps",
     "vae_tiling",
     "block_checkpointing",
     "quantize",

@@ -100,6 +100,8 @@ def lora(args: argparse.Namespace) -> None:
     out = args.out / f"seed-{args.seed}"
     if not (out / "lora").exists() or not args.judge_only:
         train_lora(args, out)
+    if args.train_only:
+        return
     metrics = [json.loads(line) for line in (out / "metrics.jsonl").open()]
     minutes = sum(record.get("seconds", 0.0) for record in metrics) / 60
     updates = metrics[-1]["step"]
@@ -158,6 +160,7 @@ def main() -> None:
     parser.add_argument("--noises", type=int, default=4, help="of each prompt")
     parser.add_argument("--processes", type=int, default=2, help="of the training")
     parser.add_argument("--judge-only", action="store_true", help="take the LoRA that is there")
+    parser.add_argument("--train-only", action="store_true", help="judge it later")
     parser.add_argument("--options", nargs=argparse.REMAINDER, default=[], help="of align train")
     parser.add_argument("--pilot", action="store_true", help="judge on half a, keep no figures")
     parser.add_argument("--threads", type=int, default=1)

@@ -48,6 +48,17 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     # not bounded by the budget: the published lengths
     "reno-full": (ALL, {"method": "reno", "iterations": 50, "budget": None}),
     "carinox-paper-full": (ALL, {"method": "carinox-paper", "budget": None}),
+    # the published step of 5 is for noises four times as long (4x64x64 where this has 4x16x16)
+    "reno-full-scaled": (
+        ALL,
+        {"method": "reno", "iterations": 50, "learning_rate": 1.25, "budget": None},
+    ),
+    # equal iterations: one backward of the combined gradient on the image, or one a reward
+    "iterations-12": (ALL, {"method": "carinox", "seeds": 16, "iterations": 12, "budget": None}),
+    "iterations-12-exact": (
+        ALL,
+        {"method": "carinox", "seeds": 16, "iterations": 12, "exact": True, "budget": None},
+    ),
 }
 MAIN = ("base", "bon", "reno", "carinox-paper", "carinox")
 
