@@ -29,11 +29,11 @@ from align.training.checkpoints import (
 )
 from align.training.judge import HeldOutJudge
 from align.training.pictures import score_pictures
-from align.training.preferences import preference_loss
+from align.training.preferences import loss_of
 from align.training.report import model_card, write_report
 from align.training.runs import Run, start_trackers
 from align.training.session import open_session
-from align.training.update import Diverged, Interrupted, batch_loss, train_step
+from align.training.update import Diverged, Interrupted, train_step
 
 log = logging.getLogger(__name__)
 OnStep = Callable[[dict[str, Any]], object]
@@ -83,10 +83,8 @@ def train(
         if config.cache_embeddings:
             session.embed.keep([*session.prompts.prompts, *(judge.prompts if judge else ())])
 
-        loss_of = preference_loss if config.method == "dpo" else batch_loss
-
         def step(update: int) -> dict[str, Any]:
-            return train_step(session, update, stop_asked, loss_of)
+            return train_step(session, update, stop_asked, loss_of(config))
 
         return carry_out(session, judge, step, model_card, on_step)
 

@@ -1,6 +1,7 @@
 """`align train --method dpo`: ranked pairs, their loss and its gradient, whole runs."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -16,10 +17,11 @@ from align.sample import generate, make_noise, sample
 from align.train import train
 from align.training.memory import Needs, savings
 from align.training.preferences import diffusion_dpo_loss, preference_loss, ranked_pairs
+from align.training.self_check import self_check
 from align.training.session import check_method
 from align.training.windows import image_seed
 
-DPO_REST = {"method": "dpo", "group_size": 4, "batch_size": 8}
+DPO_REST: dict[str, Any] = {"method": "dpo", "group_size": 4, "batch_size": 8}
 DPO = DPO_REST | {"pair_timesteps": 2}
 
 
@@ -202,3 +204,9 @@ def test_the_estimate_counts_the_compared_images(tmp_path):
         2,
         1,
     ]
+
+
+def test_self_check_takes_a_reward_without_gradient(tmp_path):
+    findings = self_check(small_config(tmp_path, **DPO), reward=darkness, pipe=build("sd"))
+    assert [finding.name for finding in findings] == ["parity", "update"]
+    assert "(dpo)" in findings[-1].text

@@ -1,7 +1,7 @@
 """Diffusion-DPO (Wallace et al. 2023, arXiv 2311.12908) on the model's own images, ranked by a
 reward: no gradient of the reward, and none through the sampler."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -9,14 +9,20 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from align.config import TrainConfig
 from align.denoisers import make_denoiser
 from align.lora import lora_disabled
 from align.pixels import decode
 from align.prompts import draw_prompts
 from align.sample import make_noise, sample
 from align.training.session import Session
-from align.training.update import BatchLoss, image_terms
+from align.training.update import BatchLoss, batch_loss, image_terms
 from align.training.windows import Draw, image_seed
+
+
+def loss_of(config: TrainConfig) -> Callable[[Session, int, Sequence[int]], BatchLoss]:
+    """The loss of the run's method."""
+    return preference_loss if config.method == "dpo" else batch_loss
 
 
 def preference_loss(session: Session, update: int, indices: Sequence[int]) -> BatchLoss:

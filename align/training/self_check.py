@@ -14,6 +14,7 @@ from align.config import TrainConfig
 from align.denoisers import make_denoiser
 from align.pixels import decode
 from align.sample import generate, make_noise, sample
+from align.training.preferences import loss_of
 from align.training.session import Session, open_session
 from align.training.update import train_step
 
@@ -41,7 +42,9 @@ def self_check(config: TrainConfig, *, reward: Any = None, pipe: Any = None) -> 
         config = dataclasses.replace(config, out=folder, tracker="none", resume=None)
         session = open_session(config, reward=reward, pipe=pipe)
         try:
-            return [_parity(session), _gradient(session), _memory(session)]
+            # dpo takes no gradient of the reward
+            gradient = [_gradient(session)] if config.method == "alignprop" else []
+            return [_parity(session), *gradient, _memory(session)]
         finally:
             session.accelerator.end_training()
 
@@ -122,7 +125,7 @@ def _memory(session: Session) -> Finding:
     c, cuda = session.config, session.device.type == "cuda"
     if cuda:
         torch.cuda.reset_peak_memory_stats(session.device)
-    record = train_step(session, 0)
+    record = train_step(session, 0, loss_of=loss_of(c))
     if cuda:
         peak = torch.cuda.max_memory_allocated(session.device)
     else:  # the whole process's; Linux counts in KiB, macOS in bytes

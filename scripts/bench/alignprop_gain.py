@@ -108,10 +108,10 @@ def lora(args: argparse.Namespace) -> None:
     print(f"seed {args.seed}: {updates} updates, {minutes:.1f} min", flush=True)
     judged = "scenes-heldout-a" if args.pilot else "scenes-heldout-b"
     prompts = prompts_of(judged, args.per_category)
-    pipe = align.load_pipeline("embedded/scenes", lora=[str(out)])
+    pipe = align.load_pipeline("embedded/scenes", lora=[f"{out}={args.weight:g}"])
     exact = judge(pipe, prompts, args.noises, args.num_inference_steps, args.guidance_scale)
     if not args.pilot:
-        facts = {"updates": updates, "minutes": minutes, **settings(args)}
+        facts = {"updates": updates, "minutes": minutes, "weight": args.weight, **settings(args)}
         save(args.out / f"seed-{args.seed}.json", exact, prompts=prompts, **facts)
 
 
@@ -151,6 +151,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--reward", default="scenes-clip")
     parser.add_argument("--preset", default="embedded")
+    parser.add_argument("--weight", type=float, default=1.0, help="of the LoRA where it is judged")
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--num-inference-steps", type=int, default=20)
     parser.add_argument("--guidance-scale", type=float, default=4.5)
