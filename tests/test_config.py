@@ -27,6 +27,8 @@ NARROW = {
     "budget": st.none() | st.sampled_from(["30s", "200nfe", "64images"]),
     "ema_decay": st.none() | st.floats(0, 1),
     "micro_batch_size": st.none(),
+    "group_size": st.sampled_from([2, 4, 8]),
+    "batch_size": st.integers(1, 1000).map(lambda groups: 8 * groups),
     "out": st.none() | st.text(),
     "resume": st.none(),
     "preset": st.none() | st.sampled_from(sorted(PRESETS)),
