@@ -1,4 +1,4 @@
-"""Does a LoRA trained by reward gradients make the pictures right? Judged by the verifier.
+"""Does a LoRA trained to a reward make the pictures right? Judged by the verifier.
 
     python scripts/bench/alignprop_gain.py sweep             # base: guidance and steps, on half a
     python scripts/bench/alignprop_gain.py base              # base on half b
