@@ -3,6 +3,7 @@
     python scripts/bench/alignprop_gain.py sweep             # base: guidance and steps, on half a
     python scripts/bench/alignprop_gain.py base              # base on half b
     python scripts/bench/alignprop_gain.py lora --seed 0     # train on half a, judge on half b
+    python scripts/bench/alignprop_gain.py plain             # control: as long, by denoising alone
     python scripts/bench/alignprop_gain.py report            # paired gains over all seeds
 
 Training prompts are `scenes-heldout-a`, judged prompts the first 20 a category of
@@ -11,10 +12,12 @@ the verifier only judges. Results go to `--out` as JSON, so that seeds may run s
 """
 
 import argparse
+import itertools
 import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +26,10 @@ from scipy.stats import bootstrap
 
 import align
 from align import scenes
+from align.denoisers import make_denoiser
+from align.lora import add_lora, save_lora
+from align.presets import PRESETS
+from align.scenes.dataset import stream
 
 
 def prompts_of(name: str, per_category: int) -> list[str]:
@@ -106,13 +113,55 @@ def lora(args: argparse.Namespace) -> None:
     minutes = sum(record.get("seconds", 0.0) for record in metrics) / 60
     updates = metrics[-1]["step"]
     print(f"seed {args.seed}: {updates} updates, {minutes:.1f} min", flush=True)
-    judged = "scenes-heldout-a" if args.pilot else "scenes-heldout-b"
-    prompts = prompts_of(judged, args.per_category)
+    prompts = prompts_of(judged_set(args), args.per_category)
     pipe = align.load_pipeline("embedded/scenes", lora=[f"{out}={args.weight:g}"])
     exact = judge(pipe, prompts, args.noises, args.num_inference_steps, args.guidance_scale)
     if not args.pilot:
         facts = {"updates": updates, "minutes": minutes, "weight": args.weight, **settings(args)}
         save(args.out / f"seed-{args.seed}.json", exact, prompts=prompts, **facts)
+
+
+def plain(args: argparse.Namespace) -> None:
+    """A LoRA of the same size and minutes that learns pictures of seen prompts, no reward."""
+    pipe, preset = align.load_pipeline("embedded/scenes"), PRESETS[args.preset]
+    pictures, rng = stream(args.seed), torch.Generator().manual_seed(args.seed)
+    parameters = add_lora(pipe, preset["lora_rank"], targets=preset["lora_targets"])
+    optimizer = torch.optim.AdamW(parameters, lr=args.plain_learning_rate, weight_decay=1e-4)
+    updates, start = 0, time.monotonic()
+    while (past := (time.monotonic() - start) / 60 / args.minutes) < 1:
+        optimizer.param_groups[0]["lr"] = args.plain_learning_rate * (1 - past)
+        loss = denoising_loss(pipe, list(itertools.islice(pictures, preset["batch_size"])), rng)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        updates += 1
+    print(f"plain denoising: {updates} updates, {args.minutes:g} min", flush=True)
+    save_lora(pipe, args.out / "plain")
+    prompts = prompts_of(judged_set(args), args.per_category)
+    exact = judge(pipe, prompts, args.noises, args.num_inference_steps, args.guidance_scale)
+    if not args.pilot:
+        facts = {"updates": updates, "minutes": args.minutes, **settings(args)}
+        save(args.out / "plain.json", exact, prompts=prompts, **facts)
+
+
+def denoising_loss(pipe, batch: list, rng: torch.Generator) -> torch.Tensor:
+    """Mean squared error of the model's output; one prompt in ten is left out, for guidance."""
+    dropped = (torch.rand(len(batch), generator=rng) < 0.1).tolist()
+    said = ["" if drop else prompt for (prompt, _), drop in zip(batch, dropped, strict=True)]
+    images = np.stack([scenes.render(scene) for _, scene in batch])
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+    with torch.no_grad():
+        clean = pipe.vae.encode(pixels).latent_dist.mean * pipe.vae.config.scaling_factor
+    noise = torch.randn(clean.shape, generator=rng)
+    times = torch.randint(len(pipe.scheduler.alphas_cumprod), (len(batch),), generator=rng)
+    denoise = make_denoiser(pipe, said, guidance_scale=1.0)
+    output = denoise(pipe.scheduler.add_noise(clean, noise, times), times)
+    return (output - pipe.scheduler.get_velocity(clean, noise, times)).square().mean()
+
+
+def judged_set(args: argparse.Namespace) -> str:
+    return "scenes-heldout-a" if args.pilot else "scenes-heldout-b"
 
 
 def report(args: argparse.Namespace) -> None:
@@ -133,6 +182,9 @@ def report(args: argparse.Namespace) -> None:
         print(f"| {path.stem[5:]} | {run['minutes']:.1f} | {figures} | {interval(gains[-1])} |")
     together = np.mean(gains, axis=0)
     print(f"| all | | {100 * reference.mean():.1f} | | {interval(together)} |")
+    if (control := args.out / "plain.json").exists():
+        rise = (np.array(json.loads(control.read_text())["exact"]) - reference).mean(1)
+        print(f"plain denoising: {interval(rise)}; LoRA above it: {interval(together - rise)}")
     for category in scenes.CATEGORIES:
         print(f"  {category}: {interval(together[categories == category])}")
 
@@ -146,7 +198,7 @@ def interval(gain: np.ndarray) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("command", choices=("sweep", "base", "lora", "report"))
+    parser.add_argument("command", choices=("sweep", "base", "lora", "plain", "report"))
     parser.add_argument("--out", type=Path, default=Path("work/alignprop-gain"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--reward", default="scenes-clip")
@@ -159,6 +211,7 @@ def main() -> None:
     parser.add_argument("--sweep-guidance", type=float, nargs="+", default=[2.5, 4.0, 6.0, 8.0])
     parser.add_argument("--per-category", type=int, default=20, help="prompts")
     parser.add_argument("--noises", type=int, default=4, help="of each prompt")
+    parser.add_argument("--plain-learning-rate", type=float, default=1e-3)
     parser.add_argument("--processes", type=int, default=2, help="of the training")
     parser.add_argument("--judge-only", action="store_true", help="take the LoRA that is there")
     parser.add_argument("--train-only", action="store_true", help="judge it later")
@@ -167,7 +220,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    {"sweep": sweep, "base": base, "lora": lora, "report": report}[args.command](args)
+    commands = {"sweep": sweep, "base": base, "lora": lora, "plain": plain, "report": report}
+    commands[args.command](args)
 
 
 if __name__ == "__main__":

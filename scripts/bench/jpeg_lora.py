@@ -12,6 +12,7 @@ verifier finds exactly as asked and the number of objects that it reads in one.
 
 import argparse
 import io
+import json
 import tempfile
 from pathlib import Path
 
@@ -105,8 +106,7 @@ def main() -> None:
     parser.add_argument("--lora", help="judge this one instead of training one")
     parser.add_argument("--reward", default=SETTINGS["reward"])
     parser.add_argument("--steps", type=int, default=SETTINGS["steps"], help="updates")
-    parser.add_argument("--learning-rate", type=float)
-    parser.add_argument("--kl-weight", type=float, default=0.0)
+    parser.add_argument("--settings", default="{}", help="JSON of further settings of align train")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--prompts", default="scenes-heldout-b", help="the judged ones")
     parser.add_argument("--per-category", type=int, default=10)
@@ -120,9 +120,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         lora = args.lora
         if lora is None:
-            changed = {"reward": args.reward, "steps": args.steps, "kl_weight": args.kl_weight}
-            if args.learning_rate is not None:
-                changed["learning_rate"] = args.learning_rate
+            changed = {"reward": args.reward, "steps": args.steps, **json.loads(args.settings)}
             config = align.TrainConfig(
                 model=args.model,
                 seed=args.seed,
