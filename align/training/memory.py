@@ -27,6 +27,7 @@ from align.lora import add_lora
 from align.models import best_device, default_dtype, torch_dtype
 from align.pixels import decode
 from align.training.footprint import META, Footprint, footprint
+from align.training.preferences import pairs_of_group
 from align.training.session import recompute_blocks, tile_decoder
 from align.training.windows import draw_window, parse_window
 
@@ -245,7 +246,7 @@ class Needs:
 
 def compared_images(config: TrainConfig) -> int:
     """Noised images of a group that the denoiser sees at once in dpo."""
-    return 2 * max(1, config.group_size // 4) * config.pair_timesteps
+    return 2 * pairs_of_group(config.group_size) * config.pair_timesteps
 
 
 def meta_embeds(pipe: Any, guidance_scale: float) -> dict[str, Tensor]:

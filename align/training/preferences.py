@@ -73,8 +73,13 @@ def ranked_pairs(
     (at least one image) against the worst, the best with the worst first."""
     order = scores.view(-1, group_size).argsort(dim=1, stable=True)
     order = order + torch.arange(len(order), device=order.device)[:, None] * group_size
-    count = max(1, group_size // 4)
+    count = pairs_of_group(group_size)
     return order[:, -count:].flip(1).flatten(), order[:, :count].flatten()
+
+
+def pairs_of_group(group_size: int) -> int:
+    """A quarter of the group, at least one."""
+    return max(1, group_size // 4)
 
 
 def diffusion_dpo_loss(

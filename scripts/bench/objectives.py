@@ -7,7 +7,7 @@
 Rows are trained on `scenes-heldout-a`. All are judged alike, on 90 prompts of `scenes-heldout-b`
 from four fixed noises each, at the base's best steps and guidance: by the verifier, by every reward
 of scenes (the row's own among them), by bytes of real JPEG files, and by how much the pictures of a
-prompt differ. The control is `plain`, from `alignprop_gain.py plain --out OUT/plain`. Rows are
+prompt differ. The control is `plain`, from `alignprop_gain.py plain --out OUT`. Rows are
 files, so that processes may share them.
 """
 
@@ -115,7 +115,7 @@ def report(args: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("command", choices=("train", "judge", "report"))
-    parser.add_argument("rows", nargs="*", choices=["base", "plain", *ROWS], metavar="ROW")
+    parser.add_argument("rows", nargs="*", metavar="ROW", help=f"base, plain, {', '.join(ROWS)}")
     parser.add_argument("--out", type=Path, default=Path("work/objectives"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dtype", help="bfloat16 where the processor has it")
@@ -125,6 +125,8 @@ def main() -> None:
     parser.add_argument("--guidance-scale", type=float, default=4.5)
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
+    if unknown := set(args.rows) - {"base", "plain", *ROWS}:
+        parser.error(f"unknown rows {unknown}; there are base, plain, {', '.join(ROWS)}")
     torch.set_num_threads(args.threads)
     {"train": train, "judge": judge, "report": report}[args.command](args)
 
