@@ -3,7 +3,7 @@
     python scripts/bench/alignprop_gain.py sweep             # base: guidance and steps, on half a
     python scripts/bench/alignprop_gain.py base              # base on half b
     python scripts/bench/alignprop_gain.py lora --seed 0     # train on half a, judge on half b
-    python scripts/bench/alignprop_gain.py plain             # control: as long, by denoising alone
+    python scripts/bench/alignprop_gain.py plain --threads 2 # control: as long, by denoising alone
     python scripts/bench/alignprop_gain.py report            # paired gains over all seeds
 
 Training prompts are `scenes-heldout-a`, judged prompts the first 20 a category of
@@ -125,7 +125,7 @@ def plain(args: argparse.Namespace) -> None:
     """A LoRA of the same size and minutes that learns pictures of seen prompts, no reward."""
     pipe, preset = align.load_pipeline("embedded/scenes"), PRESETS[args.preset]
     pictures, rng = stream(args.seed), torch.Generator().manual_seed(args.seed)
-    parameters = add_lora(pipe, preset["lora_rank"], targets=preset["lora_targets"])
+    parameters = add_lora(pipe, preset["lora_rank"], targets=preset.get("lora_targets"))
     optimizer = torch.optim.AdamW(parameters, lr=args.plain_learning_rate, weight_decay=1e-4)
     updates, start = 0, time.monotonic()
     while (past := (time.monotonic() - start) / 60 / args.minutes) < 1:
