@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from alignprop_gain import prompts_of
 from PIL import Image
 from scipy.stats import bootstrap
 from torch import Tensor
@@ -36,16 +37,6 @@ SETTINGS = {
     "tracker": "none",
 }
 QUALITY = 95
-
-
-def pick(name: str, per_category: int) -> list[str]:
-    """The first prompts of each category in a built-in set."""
-    chosen: dict[str, list[str]] = {}
-    for prompt in scenes.prompt_set(name):
-        prompts = chosen.setdefault(scenes.category(prompt), [])
-        if len(prompts) < per_category:
-            prompts.append(prompt)
-    return [prompt for prompts in chosen.values() for prompt in prompts]
 
 
 def file_size(picture: Image.Image) -> int:
@@ -114,7 +105,7 @@ def main() -> None:
     parser.add_argument("--num-inference-steps", type=int, nargs="+", default=[8, 25])
     parser.add_argument("--guidance-scale", type=float, default=4.0)
     args = parser.parse_args()
-    prompts = [p for p in pick(args.prompts, args.per_category) for _ in range(args.noises)]
+    prompts = [p for p in prompts_of(args.prompts, args.per_category) for _ in range(args.noises)]
     pipe = align.load_pipeline(args.model)
     before = {n: draw(pipe, prompts, n, args.guidance_scale) for n in args.num_inference_steps}
     with tempfile.TemporaryDirectory() as folder:

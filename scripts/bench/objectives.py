@@ -90,6 +90,8 @@ def judge(args: argparse.Namespace) -> None:
 
 def report(args: argparse.Namespace) -> None:
     rows = [row for row in ("base", "plain", *ROWS) if (folder(args, row) / "judged.json").exists()]
+    if "base" not in rows:
+        raise SystemExit("base has not been judged; run `judge base` first")
     found = {row: json.loads((folder(args, row) / "judged.json").read_text()) for row in rows}
     head = ["LoRA", *MEASURES, "diversity"]
     print(f"| {' | '.join(head)} |\n|{' --- |' * len(head)}")

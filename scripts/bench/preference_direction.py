@@ -14,6 +14,7 @@ and no training in it: it tells what a training could find.
 import argparse
 
 import torch
+from alignprop_gain import prompts_of
 from torch import Tensor
 
 import align
@@ -23,15 +24,6 @@ from align.pixels import decode
 from align.sample import sample
 
 GROUP, BEST, TIMESTEPS, SIZE = 8, 2, 8, (4, 16, 16)
-
-
-def prompts_by_category(count: int, test: int) -> tuple[list[str], list[str]]:
-    """The first prompts a category to learn from, and the next ones to judge by."""
-    rows: dict[str, list[str]] = {}
-    for prompt in scenes.prompt_set("scenes-heldout-a"):
-        rows.setdefault(scenes.category(prompt), []).append(prompt)
-    first = [prompt for prompts in rows.values() for prompt in prompts[:count]]
-    return first, [prompt for prompts in rows.values() for prompt in prompts[count : count + test]]
 
 
 @torch.no_grad()
@@ -95,7 +87,9 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     pipe, reward = align.load_pipeline("embedded/scenes"), align.load_reward(args.reward)
-    learned, judged = prompts_by_category(args.per_category, args.test)
+    learned = prompts_of("scenes-heldout-a", args.per_category)
+    more = prompts_of("scenes-heldout-a", args.per_category + args.test)
+    judged = [prompt for prompt in more if prompt not in set(learned)]
     parameters = list(pipe.unet.parameters())
     total = [torch.zeros_like(p) for p in parameters]
     squares = [torch.zeros_like(p) for p in parameters]
