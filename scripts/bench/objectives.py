@@ -96,7 +96,7 @@ def report(args: argparse.Namespace) -> None:
     head = ["LoRA", *MEASURES, "diversity"]
     print(f"| {' | '.join(head)} |\n|{' --- |' * len(head)}")
     for row in rows:
-        cells = [f"{np.mean(found[row][name]):.3g}" for name in MEASURES]
+        cells = [f"{np.mean(found[row][name]):.4g}" for name in MEASURES]
         share = np.mean(found[row]["diversity"]) / np.mean(found["base"]["diversity"])
         print(f"| {row} | {' | '.join(cells)} | {share:.2f} |")
     print("\n| LoRA - base | exact, points | own reward |\n| --- | --- | --- |")
