@@ -2,6 +2,7 @@
 
 import base64
 import io
+import itertools
 import json
 import re
 import threading
@@ -17,6 +18,7 @@ from safetensors.torch import load_file
 import align
 from align.demo import compare_handler, nar_handler, optimize_handler, uploads
 from align.demo.choices import expressions, nar_models
+from align.demo.drawing import Corner, corner_ids, nar_pipeline
 from align.demo.streaming import stop
 
 PROMPT = "two green stars"
@@ -67,6 +69,18 @@ def nar(model, run_name="", **changes):
     }  # fmt: skip
     assert set(changes) <= set(sent)
     return nar_handler.make_nar(True)(*(sent | changes).values(), run_name)
+
+
+def held_pass(model):
+    """Hold the second pass of a model until the event is set: a tiny one ends before a look."""
+    seen, passes = threading.Event(), itertools.count()
+
+    def hold(*_):
+        if next(passes) == 1:
+            assert seen.wait(60)
+
+    nar_pipeline(model).transformer.register_forward_pre_hook(hold)
+    return seen
 
 
 def compare(run_name="", **changes):
@@ -131,9 +145,11 @@ def test_nar_pictures_are_those_of_align_nar_generate(tmp_path):
     from align.nar.commands import load_nar_pipeline
 
     name = nar_model(tmp_path / "nar")
-    gallery, statuses = None, []
+    gallery, statuses, seen = None, [], held_pass(name)
     for shown, _, status, _, _ in nar(name, compare=True):
         statuses += [] if skipped(status) else [text_of(status)]
+        if "1 of" in statuses[-1]:
+            seen.set()
         if isinstance(shown, list) and shown and isinstance(shown[0], tuple):
             gallery = [opened(path) for path, _ in shown]
     pipe = load_nar_pipeline(name)
@@ -152,7 +168,7 @@ def test_nar_pictures_are_those_of_align_nar_generate(tmp_path):
 def test_a_model_for_clips_gives_gifs_and_continues_no_picture(tmp_path):
     pipe = tiny_video_nar()
     pipe.save_pretrained(tmp_path / "video")
-    clips, previews, statuses = [], [], []
+    clips, previews, statuses, seen = [], [], [], held_pass(str(tmp_path / "video"))
     for shown, _, status, _, _ in nar(str(tmp_path / "video"), compare=True):
         statuses += [] if skipped(status) else [text_of(status)]
         if isinstance(shown, list) and shown:
@@ -162,6 +178,7 @@ def test_a_model_for_clips_gives_gifs_and_continues_no_picture(tmp_path):
                         clips.append((clip.format, clip.size, clip.n_frames))
             else:
                 previews.append(shown[0].size)
+                seen.set()
     passes = pipe.transformer.order.num_passes
     assert re.search(f"2 clips in {passes} passes and .* takes 8 passes", statuses[-1])
     assert clips == [("GIF", (8, 8), 4)] * 2
@@ -172,8 +189,6 @@ def test_a_model_for_clips_gives_gifs_and_continues_no_picture(tmp_path):
 
 
 def test_outpainting_keeps_the_corner_of_the_picture(tmp_path):
-    from align.demo.drawing import Corner, corner_ids, nar_pipeline
-
     pipe = nar_pipeline(nar_model(tmp_path / "nar"))
     rows, columns = pipe.transformer.grid_shape
     own = Image.new("RGB", (200, 120), (220, 30, 30))
@@ -216,7 +231,6 @@ def test_a_comparison_scores_each_method_at_its_budget():
 
 @pytest.mark.skipif(not nar_models(), reason="no NAR model is shipped")
 def test_nar_in_a_comparison_is_its_own_picture(tmp_path):
-    from align.demo.drawing import nar_pipeline
     from align.evaluation.nar_methods import draw_nar
 
     gallery = None
