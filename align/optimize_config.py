@@ -16,7 +16,7 @@ METHOD_DEFAULTS: dict[str, dict[str, Any]] = {
     "evolution": {"seeds": 10, "iterations": 6},
     "reno": {"seeds": 1, "weights": "uniform", "learning_rate": 5.0},
     "langevin": {"seeds": 1, "learning_rate": 0.8},
-    "carinox": {"seeds": 32},
+    "carinox": {"seeds": 32, "iterations": 12, "learning_rate": 20.0},
     "carinox-paper": {"seeds": 5, "weights": "uniform", "learning_rate": 5.0},
 }
 _COMMON = {"iterations": 50, "weights": "category", "learning_rate": 5.0}
@@ -45,7 +45,7 @@ class OptimizeConfig:
     """Prior of the noise: log-norm, kl, spectrum or concentration."""
     clip: float = 0.1
     """L2 bound on each term's gradient; 0 leaves it."""
-    explore_share: float = 0.75
+    explore_share: float = 0.33
     """carinox: share of a budget that explores before it optimizes; 1 only explores."""
     exact: bool = False
     """carinox: clip the terms' gradients on the noise, not on the image; slower."""

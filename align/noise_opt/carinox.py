@@ -1,12 +1,14 @@
-"""`carinox`: explore many noises cheaply, optimize the few that promise most, choose among all.
+"""`carinox`: explore noises cheaply, follow the best a short way by gradient, choose among all.
 
 Departures from the published code, which optimizes five fixed seeds in full: exploration is
-without gradient and in batches; only the best few that also look different are optimized, by
-successive halving; a candidate that no longer gains makes room for the next; steps have a fixed
-relative length, so that they fit noises of any size; the noise stays on the sphere.
+without gradient and in batches; candidates that look different come first; each is followed for a
+short path only, as longer ones find the rewards' mistakes, and halfway the worse end (successive
+halving), so that the next start; a larger budget averages gradients over neighbouring noises;
+steps have a length relative to the noise's, which stays on the sphere.
 """
 
 import math
+import statistics
 from collections.abc import Generator
 from dataclasses import dataclass
 
@@ -18,71 +20,69 @@ from align.noise_opt.ascend import finite_rows, gradients_of, nesterov, scaled
 from align.noise_opt.records import Answer, Ask, Search, Setup
 from align.noise_opt.regularizers import to_sphere
 
-KEPT = 4  # candidates that optimization begins with, fewer where the budget is small
-LEAST_ITERATIONS = 6  # that a candidate must get, or fewer candidates start
+KEPT = 2  # candidates that are followed at once
+SPREAD = 0.2  # angle between a noise and its neighbours
 DIVERSITY_FLOOR = 0.5  # of the median distance between explored images
-PATIENCE = 8  # iterations without a gain before a candidate makes room
-LEAST_GAIN = 0.02  # that counts as one, in standard deviations of the explored scores
-FINAL_RATE = 0.2  # of the learning rate, at the end
+PATH = 120.0  # iterations times learning rate that a candidate is followed
 REFERENCE_LENGTH = 128.0  # of SD-Turbo's noise, sqrt(4 * 64 * 64): steps grow with the length
 
 
 @dataclass(frozen=True)
-class _Track:
-    """A candidate under optimization."""
+class Track:
+    """A candidate that is followed."""
 
     noise: Float[Tensor, "c h w"]
-    best: float
     velocity: Float[Tensor, "c h w"] | None = None
-    stale: int = 0
+    best: float = -math.inf
+    age: int = 0
 
 
 def carinox(s: Setup) -> Search:
-    """Explore, screen, optimize by halving with restarts; the driver chooses among all."""
+    """Explore, screen, follow the best by gradient a short way each; the driver chooses."""
     noises, images, totals = yield from _explore(s)
-    spread = totals[totals.isfinite()].std(correction=0).item() if len(totals) > 1 else 0.0
-    queue = [int(i) for i in screen(images, totals) if totals[i].isfinite()]
-    if not queue or len(s.weights) == 0:
+    waiting = [int(i) for i in screen(images, totals) if totals[i].isfinite()]
+    if not waiting or len(s.weights) == 0:
         return
-    each = backwards_each(s)
-    start, affordable = s.purse.spent, s.purse.fits(each)
-    budgeted = s.purse.budget is not None
-    total_iterations = 1_000_000 if budgeted and not s.iterations_given else s.iterations
-    width = max(1, min(KEPT, len(queue), affordable // LEAST_ITERATIONS))
-    tracks = [_Track(noises[i], float(totals[i])) for i in queue[:width]]
-    waiting, notes = queue[width:], ()
-    iteration = 0
-    while tracks and iteration < total_iterations:
-        done = (s.purse.spent - start) / max(1e-9, 1 - start) if budgeted else 0.0
-        done = max(done, iteration / total_iterations)
-        tracks = halved(tracks, width, done)
-        count = s.purse.fits(each, len(tracks))
+    each, leg = backwards_each(s), max(2, round(PATH / s.learning_rate))
+    endless = s.purse.budget is not None and not s.iterations_given
+    total_iterations = 1_000_000 if endless else s.iterations
+    width = max(1, min(KEPT, s.purse.fits(each) // leg))
+    copies = max(1, min(s.batch_size, s.purse.fits(each) // leg) // width)
+    tracks, rung = [], []
+    for iteration in range(total_iterations):
+        if not waiting and s.purse.budget is not None and not s.seeds_given:
+            waiting = [*range(len(noises), len(noises) + width)]
+            noises = torch.cat([noises, s.draw(len(noises), width)])
+        tracks, waiting, notes = refilled(tracks, waiting, width, noises)
+        if not tracks:
+            return
+        count = s.purse.fits(each, copies * len(tracks)) // copies
         if count == 0 or iteration + 1 == total_iterations:
             if count := s.purse.fits(0, len(tracks)):
                 yield Ask(_stack(tracks[:count]), "optimize", notes=notes)
             return
-        tracks = sorted(tracks, key=lambda track: -track.best)[:count]
+        tracks = tracks[:count]
         noise = _stack(tracks)
-        answer = yield Ask(noise, "optimize", s.pull, notes)
-        gradient = _combined(s, gradients_of(answer), noise)
-        rate = s.learning_rate * _decay(done)
-        keep, kept, notes = finite_rows(gradient, answer.totals), [], ()
-        for row, track in enumerate(tracks):
-            if not keep[row]:
-                continue
-            gained = float(answer.totals[row]) - track.best
-            stale = 0 if gained > LEAST_GAIN * spread else track.stale + 1
-            moved, velocity = nesterov(
-                noise[row : row + 1],
-                gradient[row : row + 1],
-                None if track.velocity is None else track.velocity[None],
-                rate,
-            )
-            kept.append(
-                _Track(to_sphere(moved)[0], track.best + max(0.0, gained), velocity[0], stale)
-            )
-        tracks, waiting, notes = restarted(kept, waiting, noises, totals)
-        iteration += 1
+        around = neighbours(s, noise, copies)
+        answer = yield Ask(around, "optimize", s.pull, notes, rivals=count)
+        gradients = _combined(s, gradients_of(answer), around)
+        scores = answer.totals.view(copies, count).mean(0)
+        gradient = gradients.view(copies, *noise.shape).mean(0)
+        keep = finite_rows(gradient, scores)
+        tracks = [
+            _moved(track, gradient[row], float(scores[row]), s.learning_rate)
+            for row, track in enumerate(tracks)
+            if keep[row]
+        ]
+        tracks = [track for track in tracks if track.age < leg and promising(track, leg, rung)]
+
+
+def neighbours(s: Setup, noise: Float[Tensor, "n c h w"], copies: int) -> Float[Tensor, "m c h w"]:
+    """The noises themselves and then, `copies` - 1 times, others at an angle of SPREAD to them."""
+    around = [noise]
+    for _ in range(copies - 1):
+        around.append(to_sphere(math.cos(SPREAD) * noise + math.sin(SPREAD) * s.normal_like(noise)))
+    return torch.cat(around)
 
 
 def _explore(s: Setup) -> Generator[Ask, Answer, tuple[Tensor, Tensor, Tensor]]:
@@ -132,28 +132,31 @@ def screen(
     return different + alike
 
 
-def halved(tracks: list[_Track], width: int, done: float) -> list[_Track]:
-    """The tracks that stay: half of them after each third of the way."""
-    rounds = min(2, int(3 * done))
-    allowed = max(1, width >> rounds)
-    if len(tracks) <= allowed:
-        return tracks
-    return sorted(tracks, key=lambda track: -track.best)[:allowed]
+def promising(track: Track, leg: int, rung: list[float]) -> bool:
+    """Whether a candidate goes on: halfway, one below the median of all that came there ends.
+
+    Asynchronous successive halving (1810.05934). `rung` holds their best scores and grows.
+    """
+    if track.age != leg // 2:
+        return True
+    rung.append(track.best)
+    return track.best >= statistics.median(rung)
 
 
-def restarted(
-    tracks: list[_Track], waiting: list[int], noises: Tensor, totals: Tensor
-) -> tuple[list[_Track], list[int], tuple[str, ...]]:
-    """Stale tracks replaced by the next explored candidates, or dropped where none waits."""
-    live, notes = [], []
-    for track in tracks:
-        if track.stale < PATIENCE:
-            live.append(track)
-        elif waiting:
-            index, *waiting = waiting
-            live.append(_Track(noises[index], float(totals[index])))
-            notes.append(f"a candidate stopped gaining; candidate {index} takes its place")
-    return live, waiting, tuple(notes)
+def refilled(
+    tracks: list[Track], waiting: list[int], width: int, noises: Float[Tensor, "n c h w"]
+) -> tuple[list[Track], list[int], tuple[str, ...]]:
+    """The tracks that go on and, where room is, the next explored candidates, in a sentence too."""
+    room = width - len(tracks)
+    fresh, waiting = waiting[:room], waiting[room:]
+    notes = tuple(f"candidate {index} is followed" for index in fresh)
+    return tracks + [Track(noises[index]) for index in fresh], waiting, notes
+
+
+def _moved(track: Track, gradient: Tensor, total: float, learning_rate: float) -> Track:
+    velocity = None if track.velocity is None else track.velocity[None]
+    noise, velocity = nesterov(track.noise[None], gradient[None], velocity, learning_rate)
+    return Track(to_sphere(noise)[0], velocity[0], max(track.best, total), track.age + 1)
 
 
 def _combined(s: Setup, gradients: Tensor, noise: Tensor) -> Tensor:
@@ -169,10 +172,5 @@ def _combined(s: Setup, gradients: Tensor, noise: Tensor) -> Tensor:
     return scaled(gradient, length) + s.prior(noise)
 
 
-def _decay(done: float) -> float:
-    """The learning rate's factor: 1 at first, FINAL_RATE at the end, along a cosine."""
-    return FINAL_RATE + (1 - FINAL_RATE) * (1 + math.cos(math.pi * min(1.0, done))) / 2
-
-
-def _stack(tracks: list[_Track]) -> Tensor:
+def _stack(tracks: list[Track]) -> Tensor:
     return torch.stack([track.noise for track in tracks])

@@ -119,7 +119,8 @@ class PromptFolder:
             pictures = [pictures[i] for i in shown]
         self._image("path.png", image_grid(torch.stack(pictures), columns=len(pictures)))
         save_curves(self.path / "curves.png", self.rows)
-        for rank, (_, image, noise) in enumerate(self.best[1 : self.keep], start=2):
+        others = [one for one in self.best if _distance(one[1], step.best_image) >= ALIKE]
+        for rank, (_, image, noise) in enumerate(others[: self.keep - 1], start=2):
             self._image(f"best-{rank}.png", image)
             self._noise(f"noise-{rank}.safetensors", noise)
         result = {

@@ -32,6 +32,8 @@ class Ask:
     """None: no gradient."""
     notes: tuple[str, ...] = ()
     """Sentences for whoever reads the log."""
+    rivals: int | None = None
+    """How many of the first may become the best (default: all); the others serve the search."""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from align.budget import Purse, parse_budget
@@ -38,10 +39,6 @@ PULLS: dict[str, Pull] = {
     "reno": "sum", "langevin": "sum", "carinox": "image", "carinox-paper": "per-term",
 }  # fmt: skip
 APART = 1_000_003  # between the seeds of candidates, so that those of seed 0 and 1 differ
-GUARDED = 3  # of an iteration's optimized candidates are looked at before one becomes the best
-# What an optimized image must gain over the best explored one, in standard deviations of the
-# explored scores: below it a gain is more often an over-fitted reward than a better image.
-MARGIN = 0.1
 TIMED = 3  # runs that a backward's cost is the median of
 
 
@@ -145,17 +142,6 @@ class _Best:
     total: float = -float("inf")
     robust: float | None = None
     """Mean score of slightly changed copies of the image, once an optimized one challenges it."""
-    explored: list[float] = field(default_factory=list)
-    """Scores of the images that no gradient has changed."""
-
-    def bar(self) -> float:
-        """What an optimized image has to beat."""
-        found = torch.tensor(self.explored)
-        found = found[found.isfinite()]
-        if not len(found):
-            return self.total
-        least = float(found.max() + MARGIN * found.std(correction=0))
-        return max(self.total, least)
 
 
 def _run(
@@ -224,35 +210,33 @@ def _setup(pipe: Any, objective: Objective, config: OptimizeConfig, purse: Purse
 def _choose(best: _Best, ask: Ask, answer: Answer, evaluate: Evaluator, guard: bool) -> bool:
     """Take over a candidate that beats the best; whether there was one.
 
-    With the guard, one that a gradient made has to beat all explored images by a margin, and the
-    best on slightly changed copies of its image too: a gradient finds scores without the image
-    that they stand for, which mere choosing hardly does.
+    With the guard, those that a gradient made are compared by the score of slightly changed
+    copies of their images: a gradient finds scores without the image that they stand for, which
+    mere choosing hardly does.
     """
-    rival = best.image if guard and ask.phase != "explore" else None
-    if ask.phase == "explore":
-        best.explored += answer.totals.tolist()
-    bar = best.total if rival is None else best.bar()
-    order = answer.totals.argsort(descending=True, stable=True)
-    for row in order[: 1 if rival is None else GUARDED].tolist():
-        total, robust = float(answer.totals[row]), None
-        if not total > bar:
+    totals = answer.totals[: ask.rivals]
+    if not guard or ask.phase == "explore" or best.image is None:
+        row, robust = int(totals.argmax()), None
+        if not float(totals[row]) > best.total:
             return False
-        if rival is not None:
-            if best.robust is None:
-                best.robust = _robust(rival, evaluate)
-            robust = _robust(answer.images[row], evaluate)
-            if not robust > best.robust:
-                continue
-        best.image, best.noise = answer.images[row], ask.noise[row].detach().clone()
-        best.terms = {name: float(score[row]) for name, score in answer.terms.items()}
-        best.total, best.robust = total, robust
-        return True
-    return False
+    else:
+        if best.robust is None:
+            best.robust = float(_robust(best.image[None], evaluate)[0])
+        scores = _robust(answer.images[: ask.rivals], evaluate)
+        scores = scores.masked_fill(~totals.isfinite(), -torch.inf)
+        row, robust = int(scores.argmax()), float(scores.max())
+        if not robust > best.robust:
+            return False
+    best.image, best.noise = answer.images[row], ask.noise[row].detach().clone()
+    best.terms = {name: float(score[row]) for name, score in answer.terms.items()}
+    best.total, best.robust = float(totals[row]), robust
+    return True
 
 
-def _robust(image: Tensor, evaluate: Evaluator) -> float:
-    """The mean score of slightly changed copies of an image."""
-    return float(evaluate.score(disturbed(image))[1].mean())
+def _robust(images: Float[Tensor, "n 3 h w"], evaluate: Evaluator) -> Float[Tensor, " n"]:
+    """Each image's mean score over slightly changed copies."""
+    copies = torch.cat([disturbed(image) for image in images])
+    return evaluate.score(copies)[1].view(len(images), -1).mean(1)
 
 
 def _step(

@@ -74,7 +74,8 @@ def test_reno_equals_its_update_in_numpy():
 def test_methods_improve_and_count(method):
     steps = run(method, iterations=4, seeds=4)
     totals = [step.best_total for step in steps]
-    assert totals == sorted(totals)
+    if method != "carinox":  # which chooses by the scores of changed copies
+        assert totals == sorted(totals)
     assert totals[-1] > float(steps[0].totals[0])
     last = steps[-1]
     with torch.no_grad():
@@ -108,30 +109,34 @@ def test_a_budget_in_seconds():
     assert last.generator_forwards >= 4
 
 
-def test_a_gradient_has_to_gain_enough_before_its_image_is_taken():
-    """Explored scores 0 to 7 have a deviation of 2.29: the bar is 7 + 0.1 * 2.29."""
+def test_pictures_made_by_a_gradient_are_compared_by_changed_copies():
+    class Evenness:
+        """Copies of a noisy image lose, those of an even one do not, whatever its score was."""
 
-    def scored(noise, pull=None):
-        scores = torch.tensor([7.2, 7.1]) if pull else torch.arange(8.0)
-        images = torch.rand(len(noise), 3, 8, 8)
-        return Answer(images, {"r": scores}, scores, None)
-
-    class Steady:
         def score(self, images):
-            return None, torch.full((len(images),), float(images.mean()))
+            return None, -images.flatten(2).std(2).mean(1)
 
-    best, noise = _Best(), torch.zeros(8, 4, 2, 2)
-    assert _choose(best, Ask(noise, "explore"), scored(noise), Steady(), guard=True)
+    def answer(images, *scores):
+        totals = torch.tensor(scores)
+        return Answer(images, {"r": totals}, totals, None)
+
+    best, noise = _Best(), torch.arange(3.0).view(3, 1, 1, 1).expand(3, 4, 2, 2)
+    noisy, even = torch.rand(1, 3, 8, 8), torch.full((1, 3, 8, 8), 0.5)
+    mild = 0.5 + 0.1 * (noisy - 0.5)
+
+    def offer(phase, images, *scores, rivals=None):
+        ask = Ask(noise[: len(images)], phase, rivals=rivals)
+        return _choose(best, ask, answer(images, *scores), Evenness(), guard=True)
+
+    assert offer("explore", torch.cat([even, mild]), 1.0, 7.0)
     assert best.total == 7
-    better = scored(noise[:2], "image")
-    better.images[:] = 1.0
-    assert not _choose(best, Ask(noise[:2], "optimize"), better, Steady(), guard=True)
-    better.totals[0] = 7.3
-    assert _choose(best, Ask(noise[:2], "optimize"), better, Steady(), guard=True)
-    dark = Answer(torch.zeros(1, 3, 8, 8), {"r": torch.tensor([9.0])}, torch.tensor([9.0]), None)
-    assert not _choose(best, Ask(noise[:1], "optimize"), dark, Steady(), guard=True)  # not robust
-    assert _choose(best, Ask(noise[:1], "explore"), dark, Steady(), guard=True)  # merely chosen
-    assert best.total == 9
+    assert not offer("optimize", noisy, 9.0)  # a score without the image it stands for
+    assert not offer("optimize", torch.cat([mild, even]), 9.0, 6.0, rivals=1)
+    assert offer("optimize", torch.cat([noisy, even]), 9.0, 6.0)
+    assert (best.total, best.terms, float(best.noise[0, 0, 0])) == (6, {"r": 6.0}, 1)
+    assert not offer("optimize", even, math.nan)
+    assert offer("explore", noisy, 9.5)  # merely chosen
+    assert best.total == 9.5
 
 
 def test_the_paper_keeps_its_proportion():
