@@ -10,7 +10,7 @@ from tiny import build, tiny_pipeline
 import align
 from align.budget import Purse, parse_budget
 from align.noise_opt.ascend import paper_plan
-from align.noise_opt.carinox import screen
+from align.noise_opt.carinox import Track, promising, refilled, screen
 from align.noise_opt.explore import blend
 from align.noise_opt.guard import disturbed
 from align.noise_opt.records import Answer, Ask
@@ -137,6 +137,43 @@ def test_pictures_made_by_a_gradient_are_compared_by_changed_copies():
     assert not offer("optimize", even, math.nan)
     assert offer("explore", noisy, 9.5)  # merely chosen
     assert best.total == 9.5
+
+
+def test_halfway_the_worse_candidates_make_room_for_the_next():
+    noises, rung = torch.arange(4.0).view(4, 1, 1, 1), []
+    bests = (1.0, 3.0, 0.5, 2.5)
+    assert [promising(Track(noises[0], best=b, age=3), 6, rung) for b in bests] == [1, 1, 0, 1]
+    assert rung == list(bests)
+    assert promising(Track(noises[0], best=-9.0, age=4), 6, rung)  # it was looked at before
+    assert len(rung) == 4
+    tracks, waiting, notes = refilled([Track(noises[0])], [2, 3], 2, noises)
+    assert [float(track.noise) for track in tracks] == [0, 2]
+    assert (waiting, notes) == ([3], ("candidate 2 is followed",))
+
+
+def test_carinox_spends_more_passes_on_neighbours_and_never_chooses_one():
+    """Where the budget pays, gradients are averaged; a batch holds all of an iteration."""
+    steps = run("carinox", budget="200nfe", backward_cost=1.0)
+    *followed, last = [step for step in steps if step.phase == "optimize"]
+    assert {len(step.totals) for step in followed} <= {4, 8}
+    assert len(last.totals) <= 2  # looked at without gradient
+    noises = followed[0].noises
+    cosine = torch.cosine_similarity(noises[2:].view(3, 2, -1), noises[:2].flatten(1)[None], dim=2)
+    assert (cosine - math.cos(0.2)).abs().max() < 0.03
+    for step in followed:
+        if step.improved:
+            rivals = step.noises[: len(step.noises) // 4]
+            assert any(torch.equal(step.best_noise, noise) for noise in rivals)
+    few = run("carinox", budget="40nfe", backward_cost=1.0)
+    assert {len(step.totals) for step in few if step.phase == "optimize"} <= {1, 2}
+
+
+def test_carinox_starts_from_fresh_noises_once_the_explored_ones_are_used_up():
+    steps = run("carinox", budget="40nfe", backward_cost=1.0, explore_share=0.0)
+    notes = [note for step in steps for note in step.notes]
+    assert notes[:2] == ["candidate 0 is followed", "candidate 1 is followed"]
+    assert len(notes) > 2
+    assert steps[-1].generator_forwards + steps[-1].generator_backwards >= 38
 
 
 def test_the_paper_keeps_its_proportion():
