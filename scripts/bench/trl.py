@@ -32,6 +32,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 GIB = 2**30
 OURS = ("fastest", "checkpointing", "preset")
+DDPO_BATCHES = 4  # that DDPO draws before it learns from them
 
 
 def status(field: str) -> int:
@@ -58,54 +59,48 @@ def seed_of(args: argparse.Namespace, update: int) -> int:
     return seed
 
 
-def trl_side(args: argparse.Namespace):
-    """By TRL's trainer: a function from an update's number to its reward, and one that saves."""
+def trl_parts(args: argparse.Namespace):
+    """What both of TRL's trainers take: reward, prompts, model; and the rewards that were given."""
     sys.path.insert(0, str(ROOT))
-    import numpy as np
     import torch
-    from trl import AlignPropConfig, AlignPropTrainer, DefaultDDPOStableDiffusionPipeline
+    from trl import DefaultDDPOStableDiffusionPipeline
 
-    from align.rewards.scenes_clip import load
+    from align.rewards import jpeg, scenes_clip
 
     torch.set_num_threads(args.threads)
-    reward, order = load(None, "cpu").eval().requires_grad_(False), random.Random(0)
-    rewards, fixed = [], 1 if args.window == "random" else int(args.window)
+    reward = jpeg.load(None, "cpu")
+    if args.reward == "scenes-clip":
+        reward = scenes_clip.load(None, "cpu").eval().requires_grad_(False)
+    rewards, order = [], random.Random(0)
 
     def score(images, prompts, metadata):
         scores = reward(images.float(), list(prompts))
         rewards.append(float(scores.mean()))
         return scores, {}
 
-    config = AlignPropConfig(
-        num_epochs=1,
-        log_with=None,
-        mixed_precision="no",
-        tracker_project_name="bench",
-        project_kwargs={"project_dir": args.folder},
-        sample_num_steps=args.steps,
-        sample_eta=args.eta,
-        sample_guidance_scale=args.guidance_scale,
-        train_batch_size=args.batch_size,
-        train_gradient_accumulation_steps=1,
-        train_learning_rate=1e-3,
-        truncated_backprop_rand=args.window == "random",
-        truncated_backprop_timestep=args.steps - fixed,
-        truncated_rand_backprop_minmax=(0, args.steps),
-        save_freq=10**9,
-    )
-    trainer = AlignPropTrainer(
-        config,
-        score,
-        lambda: (order.choice(args.prompts), {}),
-        DefaultDDPOStableDiffusionPipeline(str(ROOT / "align" / "embedded" / "scenes")),
-    )
-    trainer.sd_pipeline.sd_pipeline.to(dtype=torch.float32)
+    pipe = DefaultDDPOStableDiffusionPipeline(str(ROOT / "align" / "embedded" / "scenes"))
+    return score, lambda: (order.choice(args.prompts), {}), pipe, rewards
 
-    def update(number: int) -> float:
-        random.seed(seed_of(args, number))
-        np.random.seed(number)
-        trainer.step(0, number)
-        return rewards[-1]
+
+def trl_config(args: argparse.Namespace) -> dict:
+    """The settings that both of TRL's trainers have by the same name."""
+    return {
+        "num_epochs": 1,
+        "log_with": None,
+        "mixed_precision": "no",
+        "tracker_project_name": "bench",
+        "project_kwargs": {"project_dir": args.folder},
+        "sample_num_steps": args.steps,
+        "sample_eta": args.eta,
+        "sample_guidance_scale": args.guidance_scale,
+        "train_batch_size": args.batch_size,
+        "train_gradient_accumulation_steps": 1,
+        "save_freq": 10**9,
+    }
+
+
+def saves(trainer):
+    """A function that writes the trainer's LoRA to a folder, as diffusers reads it."""
 
     def save(folder: str) -> None:
         from diffusers.utils import convert_state_dict_to_diffusers
@@ -115,7 +110,57 @@ def trl_side(args: argparse.Namespace):
         layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(pipe.unet))
         pipe.save_lora_weights(folder, unet_lora_layers=layers)
 
-    return update, save
+    return save
+
+
+def trl_side(args: argparse.Namespace):
+    """By TRL's trainer: a function from an update's number to its reward, and one that saves."""
+    import numpy as np
+    import torch
+    from trl import AlignPropConfig, AlignPropTrainer
+
+    score, prompt, pipe, rewards = trl_parts(args)
+    fixed = 1 if args.window == "random" else int(args.window)
+    config = AlignPropConfig(
+        **trl_config(args),
+        train_learning_rate=1e-3,
+        truncated_backprop_rand=args.window == "random",
+        truncated_backprop_timestep=args.steps - fixed,
+        truncated_rand_backprop_minmax=(0, args.steps),
+    )
+    trainer = AlignPropTrainer(config, score, prompt, pipe)
+    trainer.sd_pipeline.sd_pipeline.to(dtype=torch.float32)
+
+    def update(number: int) -> float:
+        random.seed(seed_of(args, number))
+        np.random.seed(number)
+        trainer.step(0, number)
+        return rewards[-1]
+
+    return update, saves(trainer)
+
+
+def ddpo_side(args: argparse.Namespace):
+    """By TRL's DDPOTrainer, an update being one of its epochs: four batches, four updates."""
+    import numpy as np
+    from trl import DDPOConfig, DDPOTrainer
+
+    score, prompt, pipe, rewards = trl_parts(args)
+    config = DDPOConfig(
+        **trl_config(args),
+        sample_batch_size=args.batch_size,
+        sample_num_batches_per_epoch=DDPO_BATCHES,
+        train_learning_rate=args.ddpo_learning_rate,
+        per_prompt_stat_tracking=True,
+        per_prompt_stat_tracking_buffer_size=32,
+    )
+    trainer = DDPOTrainer(config, score, prompt, pipe)
+
+    def update(number: int) -> float:
+        trainer.step(0, number)
+        return float(np.mean(rewards[-DDPO_BATCHES:]))
+
+    return update, saves(trainer)
 
 
 def our_side(args: argparse.Namespace):
@@ -132,7 +177,7 @@ def our_side(args: argparse.Namespace):
     prompts = Path(args.folder) / "prompts.txt"
     prompts.write_text("\n".join(args.prompts))
     settings = {
-        "reward": "scenes-clip",
+        "reward": args.reward,
         "prompts": str(prompts),
         "steps": 10**6,
         "batch_size": args.batch_size,
@@ -166,7 +211,8 @@ def work(args: argparse.Namespace) -> None:
     """A side's process: an update for a number in its input, a LoRA for a folder; JSON answers."""
     args.prompts = json.loads(Path(args.prompt_file).read_text())
     with tempfile.TemporaryDirectory() as args.folder:
-        update, save = trl_side(args) if args.side == "trl" else our_side(args)
+        sides = {"trl": trl_side, "ddpo": ddpo_side}
+        update, save = sides.get(args.side, our_side)(args)
         gc.collect()
         loaded = status("VmRSS")
         Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
@@ -262,8 +308,10 @@ def main() -> None:
     parser.add_argument("--eta", type=float, default=0.0)
     parser.add_argument("--prompt-set", default="scenes-color")
     parser.add_argument("--prompt-count", type=int, default=64)
+    parser.add_argument("--reward", choices=["scenes-clip", "jpeg"], default="scenes-clip")
+    parser.add_argument("--ddpo-learning-rate", type=float, default=3e-4)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--side", choices=["trl", *OURS], help=argparse.SUPPRESS)
+    parser.add_argument("--side", choices=["trl", "ddpo", *OURS], help=argparse.SUPPRESS)
     parser.add_argument("--prompt-file", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.side:

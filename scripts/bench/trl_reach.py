@@ -26,9 +26,11 @@ NOISES = 4
 
 
 @torch.no_grad()
-def judge(args: argparse.Namespace, prompts: list[str], lora: str | None) -> np.ndarray:
+def judge(
+    args: argparse.Namespace, prompts: list[str], lora: str | None, name: str = "scenes-clip"
+) -> np.ndarray:
     """The mean reward of each prompt."""
-    pipe, reward = align.load_pipeline("embedded/scenes"), align.load_reward("scenes-clip")
+    pipe, reward = align.load_pipeline("embedded/scenes"), align.load_reward(name)
     if lora:
         pipe.load_lora_weights(lora)
     scores = []
