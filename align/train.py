@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from align.config import TrainConfig
 from align.lora import save_lora
+from align.processes import end_training
 from align.run import log_metrics, read_metrics
 from align.training.checkpoints import (
     drop_metrics_after,
@@ -105,7 +106,7 @@ def carry_out(
         _fit(session, judge, step, on_step)
         return _finish(session, card)
     finally:
-        session.accelerator.end_training()
+        end_training(session.accelerator)
 
 
 def _begin(session: Run, judge: HeldOutJudge | None) -> None:

@@ -20,6 +20,7 @@ from tiny import build
 from train_helpers import brightness, small_config
 
 from align.cli import leave
+from align.processes import GROUPS
 from align.train import train
 
 
@@ -73,6 +74,7 @@ if __name__ == "__main__":
     if sys.argv[1] == "run":
         faulthandler.dump_traceback_later(300, exit=True)  # where it hangs, if it does
         run(Path(sys.argv[2]), **json.loads(sys.argv[3]))
+        assert len(GROUPS) == (os.environ.get("WORLD_SIZE", "1") != "1")  # kept, or it may hang
         leave(0)
     else:
         killed(Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))

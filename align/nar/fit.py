@@ -27,6 +27,7 @@ from align.files import clear_disk_errors
 from align.models import torch_device
 from align.nar.config import NarConvertConfig, NarTokenizerConfig, NarTrainConfig
 from align.precision import fast_bfloat16
+from align.processes import end_training
 from align.run import log_metrics, open_run
 from align.train import stop_signals
 from align.training.checkpoints import drop_metrics_after, list_checkpoints
@@ -191,7 +192,7 @@ def run_fit(
             if main:
                 save_checkpoint(fit)
             accelerator.wait_for_everyone()
-            accelerator.end_training()
+            end_training(accelerator)
 
 
 def _update(

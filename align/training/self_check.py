@@ -13,6 +13,7 @@ from torch import Tensor
 from align.config import TrainConfig
 from align.denoisers import make_denoiser
 from align.pixels import decode
+from align.processes import end_training
 from align.sample import generate, make_noise, sample
 from align.training.preferences import loss_of
 from align.training.session import Session, open_session
@@ -46,7 +47,7 @@ def self_check(config: TrainConfig, *, reward: Any = None, pipe: Any = None) -> 
             gradient = [_gradient(session)] if config.method == "alignprop" else []
             return [_parity(session), *gradient, _memory(session)]
         finally:
-            session.accelerator.end_training()
+            end_training(session.accelerator)
 
 
 def findings_text(findings: list[Finding]) -> str:
