@@ -2,7 +2,6 @@
 
 import base64
 import io
-import itertools
 import json
 import re
 import threading
@@ -71,15 +70,18 @@ def nar(model, run_name="", **changes):
     return nar_handler.make_nar(True)(*(sent | changes).values(), run_name)
 
 
-def held_pass(model):
+def held_pass(model, monkeypatch):
     """Hold the second pass of a model until the event is set: a tiny one ends before a look."""
-    seen, passes = threading.Event(), itertools.count()
+    pipe, seen = nar_pipeline(model), threading.Event()
+    wavefronts = pipe.wavefronts
 
-    def hold(*_):
-        if next(passes) == 1:
-            assert seen.wait(60)
+    def held(*arguments, **settings):
+        for front in wavefronts(*arguments, **settings):
+            if front.index == 1:
+                assert seen.wait(60)
+            yield front
 
-    nar_pipeline(model).transformer.register_forward_pre_hook(hold)
+    monkeypatch.setattr(pipe, "wavefronts", held)
     return seen
 
 
@@ -141,11 +143,11 @@ def test_a_stopped_search_keeps_its_best():
         assert not worker.is_alive()
 
 
-def test_nar_pictures_are_those_of_align_nar_generate(tmp_path):
+def test_nar_pictures_are_those_of_align_nar_generate(tmp_path, monkeypatch):
     from align.nar.commands import load_nar_pipeline
 
     name = nar_model(tmp_path / "nar")
-    gallery, statuses, seen = None, [], held_pass(name)
+    gallery, statuses, seen = None, [], held_pass(name, monkeypatch)
     for shown, _, status, _, _ in nar(name, compare=True):
         statuses += [] if skipped(status) else [text_of(status)]
         if "1 of" in statuses[-1]:
@@ -165,10 +167,10 @@ def test_nar_pictures_are_those_of_align_nar_generate(tmp_path):
     assert any(f"of {passes}" in text for text in statuses)
 
 
-def test_a_model_for_clips_gives_gifs_and_continues_no_picture(tmp_path):
+def test_a_model_for_clips_gives_gifs_and_continues_no_picture(tmp_path, monkeypatch):
     pipe = tiny_video_nar()
     pipe.save_pretrained(tmp_path / "video")
-    clips, previews, statuses, seen = [], [], [], held_pass(str(tmp_path / "video"))
+    clips, previews, statuses, seen = [], [], [], held_pass(str(tmp_path / "video"), monkeypatch)
     for shown, _, status, _, _ in nar(str(tmp_path / "video"), compare=True):
         statuses += [] if skipped(status) else [text_of(status)]
         if isinstance(shown, list) and shown:
