@@ -2,7 +2,7 @@
 
 A method is a generator: it yields an `Ask` (noises to make images of, with or without gradient)
 and is sent the `Answer`. It knows neither pipeline nor reward; the driver in
-`align.noise_opt.optimize` does, counts the passes and keeps the best.
+`align.noise_opt.search` does, counts the passes and keeps the best.
 """
 
 from collections.abc import Callable, Generator

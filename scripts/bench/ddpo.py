@@ -13,13 +13,11 @@ judged on 64 held-out prompts from four fixed noises each, both sides drawn alik
 import argparse
 import json
 import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
-import torch
 from trl import DDPO_BATCHES, start
-from trl_reach import error, judge, train
+from trl_reach import error, judge, run_beside_trl, train
 
 from align.prompts import load_prompts
 
@@ -85,24 +83,14 @@ def start_ddpo(args: argparse.Namespace, rate: float, prompt_file: str, options:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--trl-python", help="Python of the environment with TRL 0.12.2")
     parser.add_argument("--reward", choices=["jpeg", "scenes-clip"], default="jpeg")
-    parser.add_argument("--preset", default="embedded")
     parser.add_argument("--settings", default=SETTINGS, help="JSON of settings beside the preset")
     parser.add_argument("--queries", type=int, default=200, help="of ours")
     parser.add_argument("--choice-queries", type=int, default=1000, help="of each rate of DDPO")
     parser.add_argument("--factor", type=float, default=25, help="of our queries, where DDPO ends")
     parser.add_argument("--rates", type=float, nargs=3, default=[3e-4, 1e-3, 3e-3])
-    parser.add_argument("--judge-steps", type=int, default=10)
     parser.add_argument("--judge-guidance-scale", type=float, default=5.0)
-    parser.add_argument("--threads", type=int, default=1)
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    if args.trl_python is None:
-        print("left out: name the Python of an environment with TRL 0.12.2 by --trl-python")
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        compare(args, Path(folder))
+    run_beside_trl(parser, compare)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import argparse
 import json
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -103,15 +104,13 @@ def compare(args: argparse.Namespace, folder: Path) -> None:
     ours.wait()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def run_beside_trl(
+    parser: argparse.ArgumentParser, compare: Callable[[argparse.Namespace, Path], None]
+) -> None:
+    """Parse what every comparison with TRL takes, and make it in a folder that goes away."""
     parser.add_argument("--trl-python", help="Python of the environment with TRL 0.12.2")
     parser.add_argument("--preset", default="embedded")
-    parser.add_argument("--settings", default="{}", help="JSON of settings beside the preset")
-    parser.add_argument("--trl-updates", type=int, nargs="+", default=[20, 60])
-    parser.add_argument("--every", type=int, default=10, help="updates between two judgments")
     parser.add_argument("--judge-steps", type=int, default=10)
-    parser.add_argument("--judge-guidance-scale", type=float, default=3.0)
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -120,6 +119,15 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         compare(args, Path(folder))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--settings", default="{}", help="JSON of settings beside the preset")
+    parser.add_argument("--trl-updates", type=int, nargs="+", default=[20, 60])
+    parser.add_argument("--every", type=int, default=10, help="updates between two judgments")
+    parser.add_argument("--judge-guidance-scale", type=float, default=3.0)
+    run_beside_trl(parser, compare)
 
 
 if __name__ == "__main__":

@@ -160,6 +160,7 @@ def test_carinox_spends_more_passes_on_neighbours_and_never_chooses_one():
     noises = followed[0].noises
     cosine = torch.cosine_similarity(noises[2:].view(3, 2, -1), noises[:2].flatten(1)[None], dim=2)
     assert (cosine - math.cos(0.2)).abs().max() < 0.03
+    assert any(step.improved for step in followed)
     for step in followed:
         if step.improved:
             rivals = step.noises[: len(step.noises) // 4]
