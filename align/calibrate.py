@@ -15,7 +15,12 @@ from align.calibrate_config import CalibrateConfig
 from align.files import atomic_path, write_json
 from align.prompts import load_prompts
 from align.rewards import load_reward
-from align.trust import correlation, ordered_pairs, propose
+from align.trust import (
+    agreement_on_other_prompts,
+    correlation,
+    ordered_pairs,
+    weights_by_category,
+)
 
 COLUMNS = ("image", "prompt", "rating")
 RESAMPLES = 500
@@ -142,16 +147,18 @@ def calibrate(
     out: str | Path,
     *,
     ratings: str = "ratings of the data file",
+    statistics: dict[str, dict] | None = None,
     device: str | None = None,
     seed: int = 0,
 ) -> dict:
     """Measure the terms of `reward` against the ratings in `data` and write a table to `out`.
 
     The table (JSON, see `align.trust`) holds per category the correlations of every term with
-    bootstrap intervals, a proposed subset with weights for scores of unit std, and that
-    proposal's agreement on prompts it was not chosen on, beside uniform weights and the best
-    single reward; and the mean and std of each term, for `z(...)`. A picture of it is written
-    beside it, with the suffix .png.
+    bootstrap intervals, proposed weights for scores of unit std (0 leaves a reward out), and that
+    proposal's agreement on prompts it was not fitted to, beside uniform weights and the best
+    single reward; and the mean and std of each term, for `z(...)`, unless `statistics` of another
+    table are given, in whose units the weights then are. A picture of it is written beside it,
+    with the suffix .png.
 
     Raises:
         FileNotFoundError, ValueError: as `read_ratings` and `align.load_reward`.
@@ -165,19 +172,20 @@ def calibrate(
         raise ValueError(f"scores of {', '.join(broken)} are not finite; nothing was written")
     values = np.array([r.rating for r in rated])
     prompts = np.unique([r.prompt for r in rated], return_inverse=True)[1]
-    mean, std = columns.mean(0), columns.std(0)
-    scaled = (columns - mean) / np.where(std > 0, std, 1)
     table: dict = {"source": str(Path(data).name), "ratings": ratings, "seed": seed}
-    table["statistics"] = {
-        name: {"mean": float(m), "std": float(s), "n": len(rated)}
-        for name, m, s in zip(names, mean, std, strict=True)
-        if s > 0
+    table["statistics"] = statistics or {
+        name: {"mean": float(column.mean()), "std": float(column.std()), "n": len(rated)}
+        for name, column in zip(names, columns.T, strict=True)
+        if column.std() > 0
     }
+    scaled = columns / [table["statistics"].get(name, {"std": 1.0})["std"] for name in names]
     table["categories"] = {}
-    for category in dict.fromkeys(r.category for r in rated):
-        rows = np.array([r.category == category for r in rated])
+    categories = np.array([r.category for r in rated])
+    proposed = weights_by_category(scaled, values, prompts, categories)
+    honest = agreement_on_other_prompts(scaled, values, prompts, categories, seed)
+    for category, weights in proposed.items():
+        rows = categories == category
         part = (values[rows], prompts[rows])
-        weights, agreements = propose(scaled[rows], *part, seed)
         table["categories"][category] = {
             "n": int(rows.sum()),
             "prompts": len(np.unique(prompts[rows])),
@@ -185,7 +193,7 @@ def calibrate(
                 name: correlations(columns[rows, i], *part, seed) for i, name in enumerate(names)
             },
             "weights": {n: round(float(w), 4) for n, w in zip(names, weights, strict=True) if w},
-            "agreement_on_other_prompts": agreements,
+            "agreement_on_other_prompts": honest[category],
         }
     write_json(out, table)
     plot_table(table, Path(out).with_suffix(".png"))

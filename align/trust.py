@@ -9,15 +9,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from numpy import ndarray
+from scipy.optimize import minimize
+from scipy.special import expit
 from scipy.stats import kendalltau, spearmanr
 
 REWARDS = Path(__file__).parent / "rewards"
 PUBLISHED = REWARDS / "published.json"
 EMBEDDED_TABLE = Path(__file__).parent / "embedded" / "rewards" / "trust.json"
 FOLDS = 5
-LEAST_GAIN = 0.04  # agreement that a subset must gain before a reward is left out of it
+PULL = 1.0  # prompts that the prior of fitted weights counts as
+MOST_PAIRS = 200_000  # that are drawn where pictures of different prompts are compared
 
 
 def read_table(path: str | Path) -> dict:
@@ -98,7 +101,7 @@ def correlation(kind: str, scores: Float[ndarray, " n"], ratings: Float[ndarray,
 def agreement(
     scores: Float[ndarray, " n"], ratings: Float[ndarray, " n"], groups: Int[ndarray, " n"]
 ) -> float:
-    """What weights are chosen by: 2 pairwise accuracy - 1 within prompts, else Spearman's rho.
+    """What weights are judged by: 2 pairwise accuracy - 1 within prompts, else Spearman's rho.
 
     Noise search picks among pictures of one prompt, so agreement within prompts is what counts;
     ratings of one picture a prompt leave only the correlation over all. 0 where undefined.
@@ -108,15 +111,74 @@ def agreement(
     return 0.0 if np.isnan(value) else value
 
 
-# --- proposing a subset and its weights ----------------------------------------------------------
+# --- proposing weights ---------------------------------------------------------------------------
 
 
-def weigh(
+def pairs_of(
     scores: Float[ndarray, "n rewards"], ratings: Float[ndarray, " n"], groups: Int[ndarray, " n"]
+) -> tuple[Float[ndarray, "pairs rewards"], Float[ndarray, " pairs"]]:
+    """Score differences of pairs, the better rated minus the other, and each pair's weight.
+
+    Pairs are of one group, whose weights sum to 1. Where no group has two ratings, all rows are
+    one group of weight `n`; of very many pairs a random part is taken.
+    """
+    differences, weights = [], []
+    for group in np.unique(groups):
+        rows = np.flatnonzero(groups == group)
+        better, worse = np.nonzero(ratings[rows][:, None] > ratings[rows][None, :])
+        if len(better):
+            differences.append(scores[rows[better]] - scores[rows[worse]])
+            weights.append(np.full(len(better), 1 / len(better)))
+    if not differences:
+        draw = np.random.default_rng(0).integers(len(ratings), size=(2, MOST_PAIRS))
+        better, worse = draw[:, ratings[draw[0]] > ratings[draw[1]]]
+        differences.append(scores[better] - scores[worse])
+        weights.append(np.full(len(better), len(ratings) / max(1, len(better))))
+    return np.concatenate(differences), np.concatenate(weights)
+
+
+def fit_weights(
+    scores: Float[ndarray, "n rewards"],
+    ratings: Float[ndarray, " n"],
+    groups: Int[ndarray, " n"],
+    prior: Float[ndarray, " rewards"] | None = None,
 ) -> Float[ndarray, " rewards"]:
-    """Weights with mean 1 in proportion to each reward's positive agreement."""
-    raw = np.array([max(0.0, agreement(column, ratings, groups)) for column in scores.T])
-    return len(raw) * raw / raw.sum() if raw.sum() > 0 else np.ones(len(raw))
+    """Weights >= 0 whose sum of scores best predicts which of two pictures is rated higher.
+
+    The Bradley-Terry model's likelihood (as reward models are fitted, 2203.02155 eq. 1), a prompt
+    counting once, with a pull of PULL prompts towards `prior` (default: 1 each). Unlike weights in
+    proportion to agreement these do not count twice what two rewards both say.
+    """
+    prior = np.ones(scores.shape[1]) if prior is None else prior
+    differences, counts = pairs_of(scores, ratings, groups)
+
+    def loss(weights: ndarray) -> tuple[float, ndarray]:
+        margins, off = differences @ weights, weights - prior
+        value = counts @ np.logaddexp(0, -margins) + PULL * off @ off
+        slope = -differences.T @ (counts * expit(-margins)) + 2 * PULL * off
+        return value, slope
+
+    return minimize(loss, prior, jac=True, bounds=[(0, None)] * len(prior)).x
+
+
+def weights_by_category(
+    scores: Float[ndarray, "n rewards"],
+    ratings: Float[ndarray, " n"],
+    groups: Int[ndarray, " n"],
+    categories: Shaped[ndarray, " n"],
+) -> dict[str, Float[ndarray, " rewards"]]:
+    """Weights with mean 1 per category, each pulled to those fitted to all categories together."""
+    pooled = fit_weights(scores, ratings, groups)
+    fitted = {
+        str(name): fit_weights(scores[rows], ratings[rows], groups[rows], pooled)
+        for name in dict.fromkeys(categories)
+        for rows in [categories == name]
+    }
+    return {name: _mean_one(weights) for name, weights in fitted.items()}
+
+
+def _mean_one(weights: Float[ndarray, " rewards"]) -> Float[ndarray, " rewards"]:
+    return len(weights) * weights / weights.sum() if weights.sum() > 0 else np.ones(len(weights))
 
 
 def folds_of(groups: Int[ndarray, " n"], seed: int) -> Int[ndarray, " n"]:
@@ -126,76 +188,39 @@ def folds_of(groups: Int[ndarray, " n"], seed: int) -> Int[ndarray, " n"]:
     return order[np.searchsorted(names, groups)]
 
 
-def cross_validated(
+def agreement_on_other_prompts(
     scores: Float[ndarray, "n rewards"],
     ratings: Float[ndarray, " n"],
     groups: Int[ndarray, " n"],
-    folds: Int[ndarray, " n"],
-) -> float:
-    """Mean agreement of the weighted sum on each fold, with weights from the other folds."""
-    values = []
-    for fold in np.unique(folds):
-        out = folds == fold
-        weights = weigh(scores[~out], ratings[~out], groups[~out])
-        values.append(agreement(scores[out] @ weights, ratings[out], groups[out]))
-    return float(np.mean(values))
-
-
-def choose(
-    scores: Float[ndarray, "n rewards"],
-    ratings: Float[ndarray, " n"],
-    groups: Int[ndarray, " n"],
-    seed: int,
-) -> list[int]:
-    """All columns but those without which the cross-validated weighted sum agrees clearly more.
-
-    Weights in proportion to agreement already quieten a poor reward, so that few prompts are no
-    reason to leave one out: starting from the best one and adding lost to uniform weights.
-    """
-    folds, chosen = folds_of(groups, seed), list(range(scores.shape[1]))
-    best = cross_validated(scores, ratings, groups, folds)
-    while len(chosen) > 1:
-        rests = [[i for i in chosen if i != without] for without in chosen]
-        tried = [cross_validated(scores[:, rest], ratings, groups, folds) for rest in rests]
-        if max(tried) < best + LEAST_GAIN:
-            break
-        best, chosen = max(tried), rests[int(np.argmax(tried))]
-    return chosen
-
-
-def propose(
-    scores: Float[ndarray, "n rewards"],
-    ratings: Float[ndarray, " n"],
-    groups: Int[ndarray, " n"],
+    categories: Shaped[ndarray, " n"],
     seed: int = 0,
-) -> tuple[Float[ndarray, " rewards"], dict[str, float | None]]:
-    """Weights per reward (0 outside the chosen subset) and honest figures for the choice.
+) -> dict[str, dict[str, float | None]]:
+    """category -> agreement of weights (`chosen`) with ratings of prompts that took no part.
 
-    The figures are agreements on prompts that took no part: `chosen` repeats the whole choice,
-    subset included, without each fold in turn; `uniform` and `best_single` are for comparison
-    (the single one, too, is chosen without the fold).
-
-    Args:
-        scores: normalised to unit std, so that weights compare.
-        groups: the prompt of each row, as an integer.
+    Beside it `uniform` weights and the `best_single` reward, chosen without the fold too. None
+    where there are fewer prompts than folds.
     """
-    subset = choose(scores, ratings, groups, seed)
-    weights = np.zeros(scores.shape[1])
-    weights[subset] = weigh(scores[:, subset], ratings, groups)
-    if len(np.unique(groups)) < FOLDS:
-        return weights, {"chosen": None, "uniform": None, "best_single": None}
-    folds = folds_of(groups, seed + 1)
-    found: dict[str, list[float]] = {"chosen": [], "uniform": [], "best_single": []}
+    folds, found = folds_of(groups, seed), {str(c): [] for c in dict.fromkeys(categories)}
     for fold in np.unique(folds):
-        out = folds == fold
-        kept = (scores[~out], ratings[~out], groups[~out])
-        inner = choose(*kept, seed)
-        single = int(np.argmax([agreement(c, *kept[1:]) for c in kept[0].T]))
-        sums = {
-            "chosen": scores[out][:, inner] @ weigh(kept[0][:, inner], *kept[1:]),
-            "uniform": scores[out].sum(1),
-            "best_single": scores[out][:, single],
-        }
-        for name, total in sums.items():
-            found[name].append(agreement(total, ratings[out], groups[out]))
-    return weights, {name: float(np.mean(values)) for name, values in found.items()}
+        kept = folds != fold
+        if not kept.any():
+            continue
+        fitted = weights_by_category(scores[kept], ratings[kept], groups[kept], categories[kept])
+        for name, weights in fitted.items():
+            own = categories == name
+            out, used = own & ~kept, own & kept
+            if not out.any():
+                continue
+            alone = [agreement(c[used], ratings[used], groups[used]) for c in scores.T]
+            sums = (scores @ weights, scores.sum(1), scores[:, int(np.argmax(alone))])
+            found[name].append([agreement(s[out], ratings[out], groups[out]) for s in sums])
+    return {
+        name: dict(zip(("chosen", "uniform", "best_single"), _means(values), strict=True))
+        for name, values in found.items()
+    }
+
+
+def _means(values: list[list[float]]) -> list[float | None]:
+    if len(values) < FOLDS:
+        return [None, None, None]
+    return [float(mean) for mean in np.mean(values, axis=0)]

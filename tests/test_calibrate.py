@@ -13,12 +13,14 @@ from align.calibrate import calibrate, correlations, read_ratings
 from align.rewards import load_reward
 from align.trust import (
     PUBLISHED,
+    PULL,
+    agreement_on_other_prompts,
     category_weights,
-    choose,
+    fit_weights,
+    pairs_of,
     pairwise_accuracy,
-    propose,
     read_table,
-    weigh,
+    weights_by_category,
 )
 
 REWARDS = """
@@ -88,15 +90,28 @@ def test_each_category_gets_the_reward_that_agrees_with_its_ratings(data):
     assert torch.isfinite(reward(images, ["a", "b"])).all()
 
 
+def test_weights_are_in_the_units_of_given_statistics(data):
+    path, folder = data
+    names = [f"{folder}/r.py:{name}" for name in ("bright", "red")]
+    own = calibrate(path, ",".join(names), folder / "own.json")
+    wider = {n: s | {"std": 4 * s["std"]} for n, s in own["statistics"].items() if n == names[0]}
+    given = own["statistics"] | wider
+    table = calibrate(path, ",".join(names), folder / "given.json", statistics=given)
+    assert table["statistics"] == given
+    ratios = [t["categories"]["light"]["weights"] for t in (own, table)]
+    before, after = (row[names[0]] / row.get(names[1], 1e-4) for row in ratios)
+    assert after > 2 * before  # a score that is divided by more counts for more
+
+
 def test_the_proposal_does_not_report_in_sample_luck():
     rng = np.random.default_rng(1)
     groups = np.repeat(np.arange(50), 4)
     noise = rng.normal(size=(200, 8))
     ratings = rng.normal(size=200)
-    subset = choose(noise, ratings, groups, seed=0)
-    weighted = noise[:, subset] @ weigh(noise[:, subset], ratings, groups)
+    one = np.full(200, "all")
+    weighted = noise @ fit_weights(noise, ratings, groups)
     in_sample = pairwise_accuracy(weighted, ratings, groups)[0]
-    honest = propose(noise, ratings, groups)[1]["chosen"]
+    honest = agreement_on_other_prompts(noise, ratings, groups, one)["all"]["chosen"]
     assert abs(honest) < 0.2
     assert 2 * in_sample - 1 > honest
 
@@ -106,9 +121,56 @@ def test_two_good_rewards_are_better_than_one():
     groups = np.repeat(np.arange(50), 4)
     truth = rng.normal(size=200)
     scores = np.stack([truth + rng.normal(size=200), truth + rng.normal(size=200)], 1)
-    weights, honest = propose(scores, truth, groups)
+    one = np.full(200, "all")
+    weights = weights_by_category(scores, truth, groups, one)["all"]
     assert (weights > 0.7).all()
+    honest = agreement_on_other_prompts(scores, truth, groups, one)["all"]
     assert honest["chosen"] > honest["best_single"] + 0.05
+
+
+def test_what_two_rewards_both_say_counts_once():
+    rng = np.random.default_rng(4)
+    groups = np.repeat(np.arange(60), 6)
+    said, other = rng.normal(size=(2, 360))
+    scores = np.stack([said, said + 0.01 * rng.normal(size=360), other], 1)
+    weights = fit_weights(scores, said + other + 0.5 * rng.normal(size=360), groups)
+    assert weights[0] + weights[1] == pytest.approx(weights[2], rel=0.2)
+
+
+def test_fitted_weights_are_the_likeliest():
+    rng = np.random.default_rng(5)
+    groups = np.repeat(np.arange(40), 5)
+    scores = rng.normal(size=(200, 3))
+    ratings = scores @ [1.0, 0.5, -1.0] + rng.normal(size=200)
+    prior = np.array([0.5, 0.5, 0.5])
+    differences, counts = pairs_of(scores, ratings, groups)
+    assert counts.sum() == pytest.approx(40)
+
+    def loss(w):
+        return counts @ np.log1p(np.exp(-differences @ w)) + PULL * ((w - prior) ** 2).sum()
+
+    found = fit_weights(scores, ratings, groups, prior)
+    assert found[2] == 0  # a reward that is wrong gets none
+    for step in 0.01 * np.eye(3):
+        assert loss(found + step) > loss(found)
+        assert loss(np.maximum(found - step, 0)) >= loss(found)
+
+
+def test_a_category_of_few_prompts_takes_the_weights_of_all():
+    rng = np.random.default_rng(6)
+    groups = np.repeat(np.arange(60), 4)
+    scores = rng.normal(size=(240, 2))
+    ratings = scores[:, 0] + 0.1 * rng.normal(size=240)
+    categories = np.where(groups < 58, "many", "few")
+    ratings[groups >= 58] = scores[groups >= 58, 1]  # in two prompts it is the other way
+    found = weights_by_category(scores, ratings, groups, categories)
+    assert found["few"][0] > found["few"][1]
+    assert found["few"].sum() == pytest.approx(2)
+    # unrated categories too, and pictures of one prompt each are compared over prompts
+    nothing = weights_by_category(scores, np.ones(240), groups, categories)
+    assert nothing["few"] == pytest.approx([1, 1])
+    across = fit_weights(scores[:58], scores[:58, 0], np.arange(58))
+    assert across[0] > 2 * across[1]
 
 
 def test_pairwise_accuracy_counts_pairs_of_one_prompt_only():

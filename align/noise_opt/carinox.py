@@ -35,6 +35,8 @@ class Track:
     velocity: Float[Tensor, "c h w"] | None = None
     best: float = -math.inf
     age: int = 0
+    since: int = 0
+    """Iterations since the best score."""
 
 
 def carinox(s: Setup) -> Search:
@@ -74,7 +76,7 @@ def carinox(s: Setup) -> Search:
             for row, track in enumerate(tracks)
             if keep[row]
         ]
-        tracks = [track for track in tracks if track.age < leg and promising(track, leg, rung)]
+        tracks = [track for track in tracks if goes_on(track, leg, rung)]
 
 
 def neighbours(s: Setup, noise: Float[Tensor, "n c h w"], copies: int) -> Float[Tensor, "m c h w"]:
@@ -132,15 +134,18 @@ def screen(
     return different + alike
 
 
-def promising(track: Track, leg: int, rung: list[float]) -> bool:
-    """Whether a candidate goes on: halfway, one below the median of all that came there ends.
+def goes_on(track: Track, leg: int, rung: list[float]) -> bool:
+    """Whether a candidate is followed further: it rises, its path is short, and it is promising.
 
-    Asynchronous successive halving (1810.05934). `rung` holds their best scores and grows.
+    A plateau of half a path ends it, and halfway a best score below the median of all that came
+    there (asynchronous successive halving, 1810.05934). `rung` holds those scores and grows.
     """
-    if track.age != leg // 2:
-        return True
-    rung.append(track.best)
-    return track.best >= statistics.median(rung)
+    half = leg // 2
+    if track.age == half:
+        rung.append(track.best)
+        if track.best < statistics.median(rung):
+            return False
+    return track.age < leg and track.since < max(2, half)
 
 
 def refilled(
@@ -156,7 +161,8 @@ def refilled(
 def _moved(track: Track, gradient: Tensor, total: float, learning_rate: float) -> Track:
     velocity = None if track.velocity is None else track.velocity[None]
     noise, velocity = nesterov(track.noise[None], gradient[None], velocity, learning_rate)
-    return Track(to_sphere(noise)[0], velocity[0], max(track.best, total), track.age + 1)
+    since = 0 if total > track.best else track.since + 1
+    return Track(to_sphere(noise)[0], velocity[0], max(track.best, total), track.age + 1, since)
 
 
 def _combined(s: Setup, gradients: Tensor, noise: Tensor) -> Tensor:

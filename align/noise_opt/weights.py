@@ -5,10 +5,9 @@ category by category. With `weights="category"` the objective is
 
     sum_i  lambda_i * w_i * (R_i - mean_i) / std_i,    w = sum_c share_c * w_c + unknown * 1
 
-where lambda are the expression's own weights, w_c the table's (mean 1), drawn half way to 1, and
-mean, std the table's statistics. A table is measured on few prompts, and a search over-fits one
-reward sooner than several: that is what the half way is for. Without statistics of every term the
-scores stay as they are; without a category, or for rewards that the table does not know, w is 1.
+where lambda are the expression's own weights, w_c the table's (mean 1), and mean, std the table's
+statistics. Without statistics of every term the scores stay as they are; without a category, or
+for rewards that the table does not know, w is 1.
 """
 
 from collections.abc import Sequence
@@ -20,7 +19,6 @@ from align.rewards.expression import Term
 from align.rewards.reward import Reward
 from align.trust import EMBEDDED_TABLE, PUBLISHED, category_weights, read_table
 
-TRUST = 0.5  # in the table against uniform weights
 # Rows that stand in for categories a table may lack.
 NEAREST = {"single": "color", "emotion": "non_spatial", "size": "shape"}
 
@@ -74,7 +72,7 @@ def weigh(reward: Reward, prompt: str, weights: str, category: str | None = None
             rest += share
             continue
         for term, weight in category_weights(table, row, names).items():
-            mixed[term] += share * (TRUST * weight + 1 - TRUST)
+            mixed[term] += share * weight
     weighted = [
         replace(part, weight=part.weight * (mixed[part.name] + rest), **_scale(table, parts, part))
         for part in parts

@@ -2,14 +2,16 @@
 
     python scripts/bench/rewards.py --prompts 20 --images 8
 
-Makes pictures with `embedded/scenes` for seen prompts and for held-out ones (half a, so that half b
-stays for reporting), rates them by the verifier's share of stated facts, and
+Makes pictures of held-out prompts (half a, so that half b stays for reporting; on seen ones, which
+they were trained with, rewards do better) with `embedded/scenes` and its one-step student, and
 
-1. calibrates on the seen ones: align/embedded/rewards/trust.json and trust.png, used by
-   category-aware weights and by `z(...)`;
-2. reports on the held-out ones: within-prompt pairwise accuracy of each reward, and the verifier's
-   exact of the best of the pictures by each reward, by their uniform sum, by the category-weighted
-   one, against the mean picture and the best possible choice; seconds of a forward and backward.
+1. calibrates on every other prompt, rated by the verifier's exact: trust.json and trust.png of
+   align/embedded/rewards, used by category-aware weights. Mean and std, which `z(...)` uses, are
+   kept, so that expressions keep their meaning;
+2. reports on the other prompts: within-prompt pairwise accuracy of each reward, against the share
+   of stated facts, and the verifier's exact of the best of the pictures by each reward, by their
+   uniform sum, by the category-weighted one, against the mean picture and the best possible choice;
+   seconds of a forward and backward.
 
 Pictures are kept in --work and not made twice.
 """
@@ -32,51 +34,57 @@ from align.scenes import CATEGORIES, category, prompt_set, verify
 from align.trust import EMBEDDED_TABLE, category_weights, ordered_pairs, read_table
 
 ROOT = Path(__file__).parents[2]
+STUDENT = "embedded/scenes-turbo"
+MODELS = f"embedded/scenes and {STUDENT} each"
 REWARDS = ("scenes-clip", "scenes-count", "scenes-preference", "scenes-vqa")
 
 
-def make_pictures(folder: Path, prompts: list[str], args: argparse.Namespace) -> Path:
-    """`--images` pictures a prompt with their ratings; returns the JSONL file that lists them."""
+def make_pictures(
+    folder: Path, prompts: list[str], args: argparse.Namespace, model: str, **settings: float
+) -> Path:
+    """`--images` pictures a prompt and their verdicts; returns the JSONL file that lists them."""
     folder.mkdir(parents=True, exist_ok=True)
-    listing = folder / "ratings.jsonl"
-    done = {json.loads(line)["prompt"] for line in listing.open()} if listing.exists() else set()
-    pipe = align.load_pipeline(args.model)
+    listing = folder / "pictures.jsonl"
+    rows = [json.loads(line) for line in listing.open()] if listing.exists() else []
+    done = {row["prompt"] for row in rows if row["model"] == model}
+    pipe = align.load_pipeline(model)
     for number, prompt in enumerate(prompts):
         if prompt in done:
             continue
-        images = align.generate(
-            pipe, [prompt] * args.images, seed=1000 * number,
-            num_inference_steps=args.steps, guidance_scale=args.guidance,
-        )  # fmt: skip
+        images = align.generate(pipe, [prompt] * args.images, seed=1000 * number, **settings)
         exact, partial = verify([prompt] * args.images, images)
         lines = []
         for i, image in enumerate(images):
-            name = f"{number:04d}-{i}.png"
+            name = f"{Path(model).name}-{number:04d}-{i}.png"
             with atomic_path(folder / name) as temporary:
                 to_pil(image).save(temporary)
             lines.append({"image": name, "prompt": prompt, "category": category(prompt),
-                          "rating": float(partial[i]), "exact": float(exact[i])})  # fmt: skip
+                          "rating": float(exact[i]), "partial": float(partial[i]),
+                          "model": model})  # fmt: skip
         with listing.open("a") as file:
             file.writelines(json.dumps(line) + "\n" for line in lines)
         print(f"{number + 1}/{len(prompts)} {prompt}: {float(exact.mean()):.2f} exact", flush=True)
     return listing
 
 
-def some_of_each_category(name: str, count: int) -> list[str]:
-    """The first `count` prompts of each category in a built-in set, the first of each, then the
-    second: a larger count goes on where a smaller one ended."""
+def two_halves(name: str, count: int) -> tuple[list[str], list[str]]:
+    """Up to `count` prompts of each category in a built-in set, and as many others."""
     chosen: dict[str, list[str]] = {c: [] for c in CATEGORIES}
     for prompt in prompt_set(name):
         chosen[category(prompt)].append(prompt)
-    ranks = itertools.zip_longest(*(prompts[:count] for prompts in chosen.values()))
-    return [prompt for rank in ranks for prompt in rank if prompt is not None]
+    halves = []
+    for start in (0, 1):
+        parts = [prompts[: 2 * count][start::2] for prompts in chosen.values()]
+        ranks = itertools.zip_longest(*parts)  # so that a run that is stopped has all categories
+        halves.append([prompt for rank in ranks for prompt in rank if prompt is not None])
+    return halves[0], halves[1]
 
 
 def judge_choices(listing: Path, table: dict) -> dict:
     """Pairwise accuracy and best-of-n figures of the held-out pictures, by category and overall."""
     rated = read_ratings(listing)
-    exact = np.array([json.loads(line)["exact"] for line in listing.open()])
-    partial = np.array([r.rating for r in rated])
+    exact = np.array([r.rating for r in rated])
+    partial = np.array([json.loads(line)["partial"] for line in listing.open()])
     prompts = np.unique([r.prompt for r in rated], return_inverse=True)[1]
     categories = np.array([r.category for r in rated])
     scores = score(rated, load_reward(",".join(REWARDS)))
@@ -147,9 +155,7 @@ def cell(figure: dict) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="embedded/scenes")
-    parser.add_argument("--prompts", type=int, default=20, help="prompts a category")
-    parser.add_argument("--heldout-prompts", type=int, help="of those reported (default: as many)")
+    parser.add_argument("--prompts", type=int, default=20, help="a category, in each half")
     parser.add_argument("--images", type=int, default=8, help="pictures a prompt")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--guidance", type=float, default=3.0)
@@ -158,13 +164,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=EMBEDDED_TABLE)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    seen = make_pictures(args.work / "seen", some_of_each_category("scenes", args.prompts), args)
-    heldout = some_of_each_category("scenes-heldout-a", args.heldout_prompts or args.prompts)
-    unseen = make_pictures(args.work / "heldout", heldout, args)
-    ratings = (
-        f"scenes verifier (share of stated facts), {args.images} pictures a prompt, {args.model}"
-    )
-    calibrate(seen, ",".join(REWARDS), args.out, ratings=ratings)
+    teacher = {"num_inference_steps": args.steps, "guidance_scale": args.guidance}
+    rated, judged = two_halves("scenes-heldout-a", args.prompts)
+    make_pictures(args.work / "rated", rated, args, "embedded/scenes", **teacher)
+    listing = make_pictures(args.work / "rated", rated, args, STUDENT, num_inference_steps=1)
+    calibrate(
+        listing, ",".join(REWARDS), args.out, statistics=read_table(EMBEDDED_TABLE)["statistics"],
+        ratings=f"scenes verifier (exact), {args.images} pictures a prompt of {MODELS}",
+    )  # fmt: skip
+    unseen = make_pictures(args.work / "judged", judged, args, "embedded/scenes", **teacher)
     table = read_table(args.out)
     report = judge_choices(unseen, table)
     report["seconds_16_images"] = seconds_for_16(unseen)

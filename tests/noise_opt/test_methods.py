@@ -10,7 +10,7 @@ from tiny import build, tiny_pipeline
 import align
 from align.budget import Purse, parse_budget
 from align.noise_opt.ascend import paper_plan
-from align.noise_opt.carinox import Track, promising, refilled, screen
+from align.noise_opt.carinox import Track, _moved, goes_on, refilled, screen
 from align.noise_opt.explore import blend
 from align.noise_opt.guard import disturbed
 from align.noise_opt.records import Answer, Ask
@@ -142,13 +142,25 @@ def test_pictures_made_by_a_gradient_are_compared_by_changed_copies():
 def test_halfway_the_worse_candidates_make_room_for_the_next():
     noises, rung = torch.arange(4.0).view(4, 1, 1, 1), []
     bests = (1.0, 3.0, 0.5, 2.5)
-    assert [promising(Track(noises[0], best=b, age=3), 6, rung) for b in bests] == [1, 1, 0, 1]
+    assert [goes_on(Track(noises[0], best=b, age=3), 6, rung) for b in bests] == [1, 1, 0, 1]
     assert rung == list(bests)
-    assert promising(Track(noises[0], best=-9.0, age=4), 6, rung)  # it was looked at before
+    assert goes_on(Track(noises[0], best=-9.0, age=4), 6, rung)  # it was looked at before
     assert len(rung) == 4
     tracks, waiting, notes = refilled([Track(noises[0])], [2, 3], 2, noises)
     assert [float(track.noise) for track in tracks] == [0, 2]
     assert (waiting, notes) == ([3], ("candidate 2 is followed",))
+
+
+def test_a_plateau_or_the_end_of_its_path_ends_a_candidate():
+    track, went = Track(torch.randn(1, 2, 2)), []
+    for score in (1.0, 2.0, 2.0, 1.5, 1.9, 1.9):
+        track = _moved(track, torch.ones(1, 2, 2), score, 20.0)
+        went.append(goes_on(track, 10, []))
+    assert went == [True] * 6  # a plateau is half a path without a better score
+    assert (track.best, track.age, track.since) == (2.0, 6, 4)
+    assert not goes_on(_moved(track, torch.ones(1, 2, 2), 2.0, 20.0), 10, [])
+    assert goes_on(_moved(track, torch.ones(1, 2, 2), 2.1, 20.0), 10, [])
+    assert not goes_on(track, 6, [])
 
 
 def test_carinox_spends_more_passes_on_neighbours_and_never_chooses_one():

@@ -191,12 +191,12 @@ def test_weights_come_from_category_and_table(tmp_path):
     def weights(prompt, table=str(path), category=None):
         return {p.name: p.weight for p in weigh(reward, prompt, table, category).objective.parts}
 
-    # The table's 1.5 and 0.5, half way to 1, times the expression's 3 and 1.
+    # The table's 1.5 and 0.5 times the expression's 3 and 1.
     assert weights("a red circle and a blue square") == pytest.approx(
-        {"scenes-clip": 3 * 1.25, "scenes-vqa": 0.75}
+        {"scenes-clip": 3 * 1.5, "scenes-vqa": 0.5}
     )
-    assert weights("two green stars") == pytest.approx({"scenes-clip": 1.5, "scenes-vqa": 1.5})
-    assert weights("two green stars", category="color")["scenes-vqa"] == pytest.approx(0.75)
+    assert weights("two green stars") == pytest.approx({"scenes-clip": 0.0, "scenes-vqa": 2.0})
+    assert weights("two green stars", category="color")["scenes-vqa"] == pytest.approx(0.5)
     assert weights("zorp") == {"scenes-clip": 3, "scenes-vqa": 1}
     assert weights("two green stars", "uniform") == {"scenes-clip": 3, "scenes-vqa": 1}
     objective = weigh(reward, "zorp", str(path)).objective
