@@ -119,17 +119,17 @@ def pairs_of(
 ) -> tuple[Float[ndarray, "pairs rewards"], Float[ndarray, " pairs"]]:
     """Score differences of pairs, the better rated minus the other, and each pair's weight.
 
-    Pairs are of one group, whose weights sum to 1. Where no group has two ratings, all rows are
-    one group of weight `n`; of very many pairs a random part is taken.
+    Pairs are of one group, whose weights sum to 1. Where every group has one picture only, all are
+    compared with a weight of `n`: a random part of the pairs.
     """
-    differences, weights = [], []
+    differences, weights = [np.zeros((0, scores.shape[1]))], [np.zeros(0)]
     for group in np.unique(groups):
         rows = np.flatnonzero(groups == group)
         better, worse = np.nonzero(ratings[rows][:, None] > ratings[rows][None, :])
         if len(better):
             differences.append(scores[rows[better]] - scores[rows[worse]])
             weights.append(np.full(len(better), 1 / len(better)))
-    if not differences:
+    if len(np.unique(groups)) == len(groups):
         draw = np.random.default_rng(0).integers(len(ratings), size=(2, MOST_PAIRS))
         better, worse = draw[:, ratings[draw[0]] > ratings[draw[1]]]
         differences.append(scores[better] - scores[worse])
@@ -154,7 +154,7 @@ def fit_weights(
 
     def loss(weights: ndarray) -> tuple[float, ndarray]:
         margins, off = differences @ weights, weights - prior
-        value = counts @ np.logaddexp(0, -margins) + PULL * off @ off
+        value = float(counts @ np.logaddexp(0, -margins) + PULL * off @ off)
         slope = -differences.T @ (counts * expit(-margins)) + 2 * PULL * off
         return value, slope
 
