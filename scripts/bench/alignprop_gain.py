@@ -7,8 +7,9 @@
     python scripts/bench/alignprop_gain.py report            # paired gains over all seeds
 
 Training prompts are `scenes-heldout-a`, judged prompts the first 20 a category of
-`scenes-heldout-b`, each from the same fixed noises for base and LoRA. The reward is `scenes-clip`;
-the verifier only judges. Results go to `--out` as JSON, so that seeds may run side by side.
+`scenes-heldout-b`, each from the same fixed noises for base and LoRA. The reward is `scenes-clip`
+unless `--reward` says otherwise; the verifier only judges. Results go to `--out` as JSON, so that
+seeds may run side by side.
 """
 
 import argparse
@@ -28,8 +29,11 @@ import align
 from align import scenes
 from align.denoisers import make_denoiser
 from align.lora import add_lora, save_lora
+from align.lora_files import mix
 from align.presets import PRESETS
 from align.scenes.dataset import stream
+
+SEEDS_APART = 1000  # the rounds of seed 0 and 1 differ
 
 
 def prompts_of(name: str, per_category: int) -> list[str]:
@@ -91,33 +95,58 @@ def settings(args: argparse.Namespace) -> dict:
     return {"steps": args.num_inference_steps, "guidance": args.guidance_scale}
 
 
-def train_lora(args: argparse.Namespace, out: Path) -> None:
-    """What a user types, with a process for each core."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node",
-               str(args.processes), "-m", "align", "train", "--preset", args.preset,
-               "--model", "embedded/scenes", "--reward", args.reward,
-               "--prompts", "scenes-heldout-a", "--max-minutes", str(args.minutes),
-               "--seed", str(args.seed), "--tracker", "none", "--out", str(out),
-               "--overwrite", *args.options]  # fmt: skip
+def train_lora(args: argparse.Namespace, out: Path) -> list[dict]:
+    """What a user types, with a process for each core; returns the metrics of all rounds.
+
+    A round starts from the model with the LoRAs of the rounds before merged into it; `out/lora`
+    holds the sum of all.
+    """
+    model, metrics = "embedded/scenes", []
+    runs = [out / f"round-{number}" if args.rounds > 1 else out for number in range(args.rounds)]
+    for number, run in enumerate(runs):
+        if number:
+            merged = out / f"model-{number}"
+            align_command("lora", "merge", f"{runs[number - 1]}", "--model", model,
+                          "--out", merged, "--overwrite")  # fmt: skip
+            model = merged
+        align_command(
+            "train", "--preset", args.preset, "--model", model, "--reward", args.reward,
+            "--prompts", "scenes-heldout-a", "--max-minutes", args.minutes / args.rounds,
+            "--seed", args.seed + SEEDS_APART * number, "--tracker", "none",
+            "--out", run, "--overwrite", *args.options, processes=args.processes,
+        )  # fmt: skip
+        metrics += [json.loads(line) for line in (run / "metrics.jsonl").open()]
+    if args.rounds > 1:
+        mix([f"{run}" for run in runs], out / "lora")
+    return metrics
+
+
+def align_command(*words, processes: int = 1) -> None:
+    command = [sys.executable, "-m", "align"]
+    if processes > 1:
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone",
+                   "--nproc-per-node", str(processes), "-m", "align"]  # fmt: skip
     environment = {**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
-    subprocess.run(command, check=True, env=environment)
+    subprocess.run([*command, *map(str, words)], check=True, env=environment)
 
 
 def lora(args: argparse.Namespace) -> None:
     out = args.out / f"seed-{args.seed}"
+    facts_file = out / "facts.json"
     if not (out / "lora").exists() or not args.judge_only:
-        train_lora(args, out)
+        metrics = train_lora(args, out)
+        minutes = sum(record.get("seconds", 0.0) for record in metrics) / 60
+        facts = {"updates": sum("seconds" in record for record in metrics), "minutes": minutes}
+        facts_file.write_text(json.dumps(facts))
     if args.train_only:
         return
-    metrics = [json.loads(line) for line in (out / "metrics.jsonl").open()]
-    minutes = sum(record.get("seconds", 0.0) for record in metrics) / 60
-    updates = metrics[-1]["step"]
-    print(f"seed {args.seed}: {updates} updates, {minutes:.1f} min", flush=True)
+    facts = json.loads(facts_file.read_text())
+    print(f"seed {args.seed}: {facts['updates']} updates, {facts['minutes']:.1f} min", flush=True)
     prompts = prompts_of(judged_set(args), args.per_category)
-    pipe = align.load_pipeline("embedded/scenes", lora=[f"{out}={args.weight:g}"])
+    pipe = align.load_pipeline("embedded/scenes", lora=[f"{out / 'lora'}={args.weight:g}"])
     exact = judge(pipe, prompts, args.noises, args.num_inference_steps, args.guidance_scale)
     if not args.pilot:
-        facts = {"updates": updates, "minutes": minutes, "weight": args.weight, **settings(args)}
+        facts |= {"weight": args.weight, **settings(args)}
         save(args.out / f"seed-{args.seed}.json", exact, prompts=prompts, **facts)
 
 
@@ -204,7 +233,8 @@ def main() -> None:
     parser.add_argument("--reward", default="scenes-clip")
     parser.add_argument("--preset", default="embedded")
     parser.add_argument("--weight", type=float, default=1.0, help="of the LoRA where it is judged")
-    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--minutes", type=float, default=10.0, help="of all rounds together")
+    parser.add_argument("--rounds", type=int, default=1, help="each from the model merged so far")
     parser.add_argument("--num-inference-steps", type=int, default=20)
     parser.add_argument("--guidance-scale", type=float, default=4.5)
     parser.add_argument("--sweep-steps", type=int, nargs="+", default=[10, 25])

@@ -28,6 +28,7 @@ from scipy.stats import bootstrap
 import align
 from align import scenes
 from align.noise_opt.search import measure_backward_cost
+from align.noise_opt.weights import weigh
 
 TERMS = ("scenes-clip", "scenes-vqa", "scenes-count", "scenes-preference")
 ALL = f"z({','.join(TERMS)})"
@@ -60,6 +61,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         {"method": "carinox", "seeds": 16, "iterations": 12, "exact": True, "budget": None},
     ),
 }
+SELECTED_OF = (8, 25, 50, 100, 200)
 MAIN = ("base", "bon", "reno", "carinox-paper", "carinox")
 
 
@@ -252,24 +254,35 @@ def diversity(args: argparse.Namespace) -> None:
 
 
 @torch.no_grad()
+@torch.no_grad()
 def selection(args: argparse.Namespace) -> None:
-    """How often the rewards pick an exact picture of N, and how often there is one."""
+    """How often each way to weigh the rewards picks an exact picture of N, the same for all."""
     pipe, reward = align.load_pipeline(args.model), align.load_reward(ALL)
-    found: dict[int, list[tuple[float, float]]] = {n: [] for n in (8, 25, 50, 100, 200)}
-    most = max(found)
+    ways = {"by category": (reward, "category"), "equal": (reward, "uniform")}
+    ways |= {term: (align.load_reward(f"z({term})"), "uniform") for term in TERMS}
+    found: dict[int, dict[str, list[float]]] = {}
+    most = max(SELECTED_OF)
     for prompt in prompts_of(args):
         config = config_of(args, "bon", str(most), 0, 1.0)
-        steps = list(align.optimize(pipe, prompt, reward, config))
-        totals = torch.cat([step.totals for step in steps])
-        images = torch.cat([step.images for step in steps]).float()
-        exact = scenes.verify([prompt] * most, images)[0].float()
-        for count, cells in found.items():  # disjoint groups, for less noise
-            picked = totals.view(-1, count).argmax(1, keepdim=True)
-            rows = exact.view(-1, count)
-            cells.append((float(rows.gather(1, picked).mean()), float(rows.amax(1).mean())))
-    for count, cells in found.items():
-        picked, any_exact = 100 * np.mean(cells, axis=0)
-        print(f"of {count}: picked {picked:.1f} %, at least one exact {any_exact:.1f} %")
+        images = torch.cat([s.images for s in align.optimize(pipe, prompt, reward, config)])
+        terms = reward.terms(images, [prompt] * most)
+        exact = scenes.verify([prompt] * most, images.float())[0].float()
+        for count in SELECTED_OF:  # disjoint groups, for less noise
+            cells, rows = found.setdefault(count, {}), exact.view(-1, count)
+            cells.setdefault("one there", []).append(float(rows.amax(1).mean()))
+            for way, (scorer, weights) in ways.items():
+                totals = weigh(scorer, prompt, weights).objective.total(terms)
+                picked = totals.view(-1, count).argmax(1, keepdim=True)
+                cells.setdefault(way, []).append(float(rows.gather(1, picked).mean()))
+    print(f"| picked by | {' | '.join(f'of {count}, %' for count in SELECTED_OF)} |")
+    print("| --- " * (1 + len(SELECTED_OF)) + "|")
+    for way in found[most]:
+        cells = [interval(np.array(found[count][way])) for count in SELECTED_OF]
+        print(f"| {way} | {' | '.join(cells)} |")
+        if way not in ("by category", "one there"):
+            leads = [np.subtract(cells["by category"], cells[way]) for cells in found.values()]
+            leads = [interval(lead, "+") for lead in leads]
+            print(f"| by category - {way}, points | {' | '.join(leads)} |")
 
 
 def spread(rows: torch.Tensor) -> float:
