@@ -81,6 +81,8 @@ class NarAlignConfig:
     """Prompts and images depend on it, the update and the image's index alone."""
     device: str | None = None
     """cpu, cuda or cuda:1 (default: the best one present)."""
+    mixed_precision: Literal["no", "bf16"] | None = None
+    """Of drawing and of probabilities: no or bf16 (default: bf16 where it is faster)."""
     tracker: Literal["tensorboard", "wandb", "trackio", "none"] = "tensorboard"
     """Where curves go beside metrics.jsonl."""
     push_to_hub: str | None = None

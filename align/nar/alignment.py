@@ -29,6 +29,7 @@ from align.nar.layers import lay_out_for_decoding
 from align.nar.load import load_nar_pipeline
 from align.nar.losses import inner_update
 from align.nar.pipeline import POLICY_KEY
+from align.precision import fast_bfloat16
 from align.prompts import PromptSet, default_prompts, draw_prompts, load_prompts
 from align.rewards import load_reward
 from align.run import check_folder, open_run
@@ -168,7 +169,7 @@ def make_accelerator(config: NarAlignConfig, pipe: Any = None) -> Accelerator:
     device = torch_device(config.device) if pipe is None else pipe.transformer.device
     accelerator = Accelerator(
         cpu=device.type == "cpu",
-        mixed_precision="no",
+        mixed_precision=config.mixed_precision or ("bf16" if fast_bfloat16(device.type) else "no"),
         log_with=None if config.tracker == "none" else config.tracker,
         project_dir="runs",  # until the run's folder is made
     )
@@ -193,14 +194,15 @@ def draw_ids(
 ) -> Int[Tensor, "b n"]:
     """Tokens drawn from the policy, without truncation; each picture from its own generator."""
     c = session.config
-    return generate_ids(
-        session.pipe.transformer,
-        condition,
-        condition_mask=mask,
-        guidance_scale=c.guidance_scale,
-        temperature=c.temperature,
-        generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-    )
+    with session.accelerator.autocast():
+        return generate_ids(
+            session.pipe.transformer,
+            condition,
+            condition_mask=mask,
+            guidance_scale=c.guidance_scale,
+            temperature=c.temperature,
+            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+        )
 
 
 @torch.no_grad()

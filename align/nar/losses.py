@@ -48,14 +48,15 @@ def inner_update(session: Any, sampled: Any, old: list[Tensor]) -> dict[str, flo
 def logits_of(session: Any, sampled: Any, rows: Tensor) -> Tensor:
     """The policy's logits (b, n, v) for some of the images."""
     c = session.config
-    return policy_logits(
-        session.pipe.transformer,
-        sampled.ids[rows],
-        sampled.condition[rows],
-        None if sampled.mask is None else sampled.mask[rows],
-        guidance_scale=c.guidance_scale,
-        temperature=c.temperature,
-    )
+    with session.accelerator.autocast():
+        return policy_logits(
+            session.pipe.transformer,
+            sampled.ids[rows],
+            sampled.condition[rows],
+            None if sampled.mask is None else sampled.mask[rows],
+            guidance_scale=c.guidance_scale,
+            temperature=c.temperature,
+        )
 
 
 def base_logits_of(session: Any, sampled: Any, rows: Tensor) -> Tensor:

@@ -140,11 +140,12 @@ def stream(seed: int, categories: tuple[str, ...] = CATEGORIES) -> Iterator[tupl
 
 
 @lru_cache
-def prompt_set(name: str) -> tuple[str, ...]:
+def prompt_set(name: str, per_category: int = PROMPTS_PER_CATEGORY) -> tuple[str, ...]:
     """The prompts of a built-in scenes set, fixed, without repeats, category after category.
 
     `scenes` and `scenes-CATEGORY` hold seen combinations, `scenes-heldout-a` and `-b` the two
-    halves of the held-out ones; 60 prompts a category where it has that many.
+    halves of the held-out ones; 60 prompts a category where it has that many, or the first
+    `per_category` of them.
     """
     if name not in PROMPT_SETS:
         raise ValueError(f"unknown scenes prompt set {name!r}: one of {', '.join(PROMPT_SETS)}")
@@ -165,7 +166,7 @@ def prompt_set(name: str) -> tuple[str, ...]:
             chosen.append(text)
             if len(chosen) == PROMPTS_PER_CATEGORY:
                 break
-        prompts += chosen
+        prompts += chosen[:per_category]
     return tuple(prompts)
 
 

@@ -36,17 +36,8 @@ from align.scenes.dataset import stream
 SEEDS_APART = 1000  # the rounds of seed 0 and 1 differ
 
 
-def prompts_of(name: str, per_category: int) -> list[str]:
-    chosen: dict[str, list[str]] = {}
-    for prompt in scenes.prompt_set(name):
-        prompts = chosen.setdefault(scenes.category(prompt), [])
-        if len(prompts) < per_category:
-            prompts.append(prompt)
-    return [prompt for prompts in chosen.values() for prompt in prompts]
-
-
 @torch.no_grad()
-def judge(pipe, prompts: list[str], noises: int, steps: int, guidance: float) -> np.ndarray:
+def judge(pipe, prompts: tuple[str, ...], noises: int, steps: int, guidance: float) -> np.ndarray:
     """Verifier exact (prompt, noise); noise j of prompt i is seeded with 1000 i + j."""
     reward = align.load_reward("scenes-clip")
     rows, scores, partials = [], [], []
@@ -76,7 +67,7 @@ def save(path: Path, exact: np.ndarray, **facts) -> None:
 
 
 def sweep(args: argparse.Namespace) -> None:
-    prompts = prompts_of("scenes-heldout-a", args.per_category)
+    prompts = scenes.prompt_set("scenes-heldout-a", args.per_category)
     pipe = align.load_pipeline("embedded/scenes")
     for steps in args.sweep_steps:
         for guidance in args.sweep_guidance:
@@ -85,7 +76,7 @@ def sweep(args: argparse.Namespace) -> None:
 
 
 def base(args: argparse.Namespace) -> None:
-    prompts = prompts_of("scenes-heldout-b", args.per_category)
+    prompts = scenes.prompt_set("scenes-heldout-b", args.per_category)
     pipe = align.load_pipeline("embedded/scenes")
     exact = judge(pipe, prompts, args.noises, args.num_inference_steps, args.guidance_scale)
     save(args.out / "base.json", exact, prompts=prompts, **settings(args))
@@ -142,7 +133,7 @@ def lora(args: argparse.Namespace) -> None:
         return
     facts = json.loads(facts_file.read_text())
     print(f"seed {args.seed}: {facts['updates']} updates, {facts['minutes']:.1f} min", flush=True)
-    prompts = prompts_of(judged_set(args), args.per_category)
+    prompts = scenes.prompt_set(judged_set(args), args.per_category)
     pipe = align.load_pipeline("embedded/scenes", lora=[f"{out / 'lora'}={args.weight:g}"])
     exact = judge(pipe, prompts, args.noises, args.num_inference_steps, args.guidance_scale)
     if not args.pilot:
@@ -167,7 +158,7 @@ def plain(args: argparse.Namespace) -> None:
         updates += 1
     print(f"plain denoising: {updates} updates, {args.minutes:g} min", flush=True)
     save_lora(pipe, args.out / "plain")
-    prompts = prompts_of(judged_set(args), args.per_category)
+    prompts = scenes.prompt_set(judged_set(args), args.per_category)
     exact = judge(pipe, prompts, args.noises, args.num_inference_steps, args.guidance_scale)
     if not args.pilot:
         facts = {"updates": updates, "minutes": args.minutes, **settings(args)}

@@ -18,7 +18,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from alignprop_gain import prompts_of
 from PIL import Image
 from scipy.stats import bootstrap
 from torch import Tensor
@@ -105,7 +104,9 @@ def main() -> None:
     parser.add_argument("--num-inference-steps", type=int, nargs="+", default=[8, 25])
     parser.add_argument("--guidance-scale", type=float, default=4.0)
     args = parser.parse_args()
-    prompts = [p for p in prompts_of(args.prompts, args.per_category) for _ in range(args.noises)]
+    prompts = [
+        p for p in scenes.prompt_set(args.prompts, args.per_category) for _ in range(args.noises)
+    ]
     pipe = align.load_pipeline(args.model)
     before = {n: draw(pipe, prompts, n, args.guidance_scale) for n in args.num_inference_steps}
     with tempfile.TemporaryDirectory() as folder:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from alignprop_gain import interval, prompts_of, save
+from alignprop_gain import interval, save
 
 from align import scenes
 from align.nar.load import load_nar_pipeline
@@ -32,7 +32,7 @@ REWARD = "z(scenes-clip=1,scenes-vqa=1,scenes-count=1,scenes-preference=1)"
 
 
 @torch.no_grad()
-def judge(pipe, prompts: list[str], noises: int) -> tuple[np.ndarray, float]:
+def judge(pipe, prompts: tuple[str, ...], noises: int) -> tuple[np.ndarray, float]:
     """Verifier exact (prompt, noise), and the diversity; noise j of prompt i is 1000 i + j."""
     exact, images = [], []
     for i in range(0, len(prompts), 4):
@@ -49,7 +49,7 @@ def judge(pipe, prompts: list[str], noises: int) -> tuple[np.ndarray, float]:
 
 
 def base(args: argparse.Namespace) -> None:
-    prompts = prompts_of(JUDGED, args.per_category)
+    prompts = scenes.prompt_set(JUDGED, args.per_category)
     pipe = load_nar_pipeline(args.model, "cpu")
     own = pipe.scheduler.config
     policies = {
@@ -90,7 +90,7 @@ def align(args: argparse.Namespace) -> None:
     rewards = [round(record["reward"], 3) for record in (metrics[0], metrics[-1])]
     print(f"seed {args.seed}: {metrics[-1]['step']} updates, {minutes:.1f} min, reward {rewards}")
     judged = "scenes-heldout-a" if args.pilot else JUDGED
-    prompts = prompts_of(judged, args.per_category)
+    prompts = scenes.prompt_set(judged, args.per_category)
     exact, varied = judge(load_nar_pipeline(args.model, "cpu", lora=str(out)), prompts, args.noises)
     if not args.pilot:
         facts = {"updates": metrics[-1]["step"], "minutes": minutes, "kl": kl, "diversity": varied}

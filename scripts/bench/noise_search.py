@@ -65,13 +65,9 @@ SELECTED_OF = (8, 25, 50, 100, 200)
 MAIN = ("base", "bon", "reno", "carinox-paper", "carinox")
 
 
-def prompts_of(args: argparse.Namespace) -> list[str]:
-    chosen: dict[str, list[str]] = {}
-    for prompt in scenes.prompt_set("scenes-heldout-a" if args.tune else "scenes-heldout-b"):
-        prompts = chosen.setdefault(scenes.category(prompt), [])
-        if len(prompts) < args.per_category:
-            prompts.append(prompt)
-    return [prompt for prompts in chosen.values() for prompt in prompts]
+def prompts_of(args: argparse.Namespace) -> tuple[str, ...]:
+    half = "scenes-heldout-a" if args.tune else "scenes-heldout-b"
+    return scenes.prompt_set(half, args.per_category)
 
 
 def cell(args: argparse.Namespace, variant: str, budget: str, seed: int) -> Path:
@@ -253,7 +249,6 @@ def diversity(args: argparse.Namespace) -> None:
         print(f"{name}: base {before:.4f}, optimized {after:.4f}, share {after / before:.2f}")
 
 
-@torch.no_grad()
 @torch.no_grad()
 def selection(args: argparse.Namespace) -> None:
     """How often each way to weigh the rewards picks an exact picture of N, the same for all."""

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from alignprop_gain import interval, prompts_of
+from alignprop_gain import interval
 from jpeg_lora import file_size
 from PIL import Image
 
@@ -60,7 +60,7 @@ def train(args: argparse.Namespace) -> None:
 
 @torch.no_grad()
 def judge(args: argparse.Namespace) -> None:
-    prompts = prompts_of("scenes-heldout-b", args.per_category)
+    prompts = scenes.prompt_set("scenes-heldout-b", args.per_category)
     rewards = {name: align.load_reward(name) for name in REWARDS}
     for row in args.rows:
         lora = None if row == "base" else str(folder(args, row))

@@ -14,7 +14,6 @@ and no training in it: it tells what a training could find.
 import argparse
 
 import torch
-from alignprop_gain import prompts_of
 from torch import Tensor
 
 import align
@@ -87,8 +86,8 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     pipe, reward = align.load_pipeline("embedded/scenes"), align.load_reward(args.reward)
-    learned = prompts_of("scenes-heldout-a", args.per_category)
-    more = prompts_of("scenes-heldout-a", args.per_category + args.test)
+    learned = scenes.prompt_set("scenes-heldout-a", args.per_category)
+    more = scenes.prompt_set("scenes-heldout-a", args.per_category + args.test)
     judged = [prompt for prompt in more if prompt not in set(learned)]
     parameters = list(pipe.unet.parameters())
     total = [torch.zeros_like(p) for p in parameters]

@@ -12,6 +12,7 @@ PROMPTS = ["a red circle", "two blue squares", "a star"]
 SMALL = {
     "model": "tiny", "steps": 3, "batch_size": 8, "group_size": 4, "micro_batch_size": 4,
     "lora_rank": 2, "tracker": "none", "sample_every": 0, "checkpoint_every": 0, "device": "cpu",
+    "mixed_precision": "no",
 }  # fmt: skip
 
 

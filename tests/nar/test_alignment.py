@@ -42,13 +42,13 @@ def code_share(images, prompts):
     return (images.mean(1) < 0.5).float().flatten(1).mean(1)
 
 
-@pytest.mark.parametrize("method", ["grpo", "dpo"])
-def test_the_reward_rises(tmp_path, method):
+@pytest.mark.parametrize(("method", "precision"), [("grpo", "no"), ("dpo", "no"), ("grpo", "bf16")])
+def test_the_reward_rises(tmp_path, method, precision):
     """A bandit: six tokens of nine codes decide how dark the picture is."""
     settings = {"steps": 25, "batch_size": 32, "group_size": 16, "micro_batch_size": None}
     result, _ = run(
         tmp_path, reward=code_share, method=method, learning_rate=0.02, kl_weight=0.0, beta=0.5,
-        pipe=tiny_pipe(text=False), prompts=["cat", "dog"], **settings,
+        pipe=tiny_pipe(text=False), prompts=["cat", "dog"], mixed_precision=precision, **settings,
     )  # fmt: skip
     rewards = [record["reward"] for record in result.metrics]
     first, last = sum(rewards[:3]) / 3, sum(rewards[-3:]) / 3
