@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 META = torch.device("meta")
+BYTES = {"8bit": 1.0, "4bit": 0.53}  # per weight of a linear layer; NF4 with its block scales
 
 
 @dataclass(frozen=True)
@@ -119,3 +120,19 @@ def _fetch(kept: Any) -> Tensor:
         return kept
     shape, stride, dtype = kept
     return torch.empty_strided(shape, stride, dtype=dtype, device=META)
+
+
+def weight_bytes(module: nn.Module, quantize: str | None = None) -> float:
+    """Bytes of a module's weights, its linear layers in 8 or 4 bits where asked."""
+    total = 0.0
+    for name, value in (*module.named_parameters(), *module.named_buffers()):
+        parent = module.get_submodule(name.rpartition(".")[0])
+        packed = (
+            quantize is not None
+            and isinstance(parent, nn.Linear)
+            and name.endswith("weight")
+            and ".lora_" not in name
+        )
+        each = BYTES[quantize] if packed and quantize else value.element_size()
+        total += value.numel() * each
+    return total

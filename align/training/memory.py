@@ -26,16 +26,15 @@ from align.families.family import call_default
 from align.lora import add_lora
 from align.models import best_device, default_dtype, torch_dtype
 from align.pixels import decode
-from align.training.footprint import META, Footprint, footprint
+from align.training.footprint import META, Footprint, footprint, weight_bytes
+from align.training.frozen import recompute_blocks, tile_decoder
 from align.training.preferences import pairs_of_group
-from align.training.session import recompute_blocks, tile_decoder
 from align.training.windows import draw_window, parse_window
 
 GIB = 2**30
 USABLE = 0.95  # of a card: its driver and the screen take the rest
 RUNTIME = {True: 0.5 * GIB, False: 0.45 * GIB}  # of CUDA's context; else of Python and PyTorch
 SLACK = 0.05  # of the activations: workspaces and fragmentation
-BYTES = {"8bit": 1.0, "4bit": 0.53}  # per weight of a linear layer; NF4 with its block scales
 OPTIMIZER = {"adamw": 8, "adamw8bit": 2}  # moments per trained weight; itself and gradient are 8
 Sizes = dict[str, float]
 
@@ -261,22 +260,6 @@ def meta_embeds(pipe: Any, guidance_scale: float) -> dict[str, Tensor]:
         mask = torch.empty(1, length, device=META, dtype=torch.int64)
         embeds = {"prompt_embeds": text, "prompt_attention_mask": mask}
         return embeds | {f"negative_{name}": value for name, value in embeds.items()}
-
-
-def weight_bytes(module: nn.Module, quantize: str | None = None) -> float:
-    """Bytes of a module's weights, its linear layers in 8 or 4 bits where asked."""
-    total = 0.0
-    for name, value in (*module.named_parameters(), *module.named_buffers()):
-        parent = module.get_submodule(name.rpartition(".")[0])
-        packed = (
-            quantize is not None
-            and isinstance(parent, nn.Linear)
-            and name.endswith("weight")
-            and ".lora_" not in name
-        )
-        each = BYTES[quantize] if packed and quantize else value.element_size()
-        total += value.numel() * each
-    return total
 
 
 FIELDS = (

@@ -29,6 +29,7 @@ import align
 from align import scenes
 from align.noise_opt.search import measure_backward_cost
 from align.noise_opt.weights import weigh
+from align.training.judge import diversity as pixel_diversity
 
 TERMS = ("scenes-clip", "scenes-vqa", "scenes-count", "scenes-preference")
 ALL = f"z({','.join(TERMS)})"
@@ -228,7 +229,8 @@ def ratio(args: argparse.Namespace) -> None:
 
 
 def diversity(args: argparse.Namespace) -> None:
-    """Mean distance between the pictures of 8 seeds of a prompt, optimized over the base's."""
+    """How much the pictures of 8 seeds of a prompt differ, optimized over the base's: in pixels as
+    `align train` reports it, and as mean distance of the features of `scenes-clip`."""
     pipe, reward = align.load_pipeline(args.model), align.load_reward(ALL)
     cost, features = backward_cost(args, pipe), align.load_reward("scenes-clip").models[0]
     rows = {"pixels": [], "features": []}
@@ -241,7 +243,7 @@ def diversity(args: argparse.Namespace) -> None:
             last.append(steps[-1].best_image)
         before, after = torch.stack(first), torch.stack(last)
         with torch.no_grad():
-            rows["pixels"].append((spread(before), spread(after)))
+            rows["pixels"].append((pixel_diversity(before[None]), pixel_diversity(after[None])))
             tower = features.image_tower
             rows["features"].append((spread(tower(before)), spread(tower(after))))
     for name, values in rows.items():
