@@ -152,19 +152,19 @@ def report(args: argparse.Namespace) -> None:
     for budget in args.budgets:
         found = {v: exact_of(args, v, budget) for v in VARIANTS}
         found = {v: rows for v, rows in found.items() if rows}
-        print(f"\n## {budget} passes\n\n| variant | n | exact % | partial % | passes | seconds |")
-        print("|---|---|---|---|---|---|")
+        columns = ("variant", "n", "exact %", "partial %", "passes", "seconds", "CPU s")
+        print(f"\n## {budget} passes\n\n| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
         for variant, rows in found.items():
             others = {
                 key: np.mean(list(exact_of(args, variant, budget, key).values()))
-                for key in ("partial", "forwards", "backwards", "seconds")
+                for key in ("partial", "forwards", "backwards", "seconds", "cpu_seconds")
             }
             cost = json.loads((args.out / "cost.json").read_text())["backward_cost"]
             passes = others["forwards"] + cost * others["backwards"]
             values = np.array(list(rows.values()))
             print(
                 f"| {variant} | {len(rows)} | {interval(values)} | {100 * others['partial']:.1f} "
-                f"| {passes:.0f} | {others['seconds']:.1f} |"
+                f"| {passes:.0f} | {others['seconds']:.1f} | {others['cpu_seconds']:.1f} |"
             )
         print("\n| difference (points) | n | all | prompts the base gets right in < 10 % |")
         print("|---|---|---|---|")
