@@ -1,9 +1,11 @@
 """`align_child.py run FOLDER METHOD` aligns once, under torchrun with all its processes.
 
-`align_child.py kill FOLDER STEPS`, for both methods: aligns FOLDER/METHOD/whole in one go and
-FOLDER/METHOD/killed with a SIGKILL after its first checkpoint, resumed to the end.
+`align_child.py kill FOLDER STEPS`, for both methods and precisions: aligns
+FOLDER/METHOD-PRECISION/whole in one go and .../killed with a SIGKILL after its first checkpoint,
+resumed to the end.
 Prints whether the kills came in time."""
 
+import itertools
 import os
 import signal
 import sys
@@ -31,8 +33,8 @@ def fork(folder: Path, **changes) -> int:
     return child
 
 
-def killed(folder: Path, method: str, steps: int) -> None:
-    settings = {"method": method, "steps": steps}
+def killed(folder: Path, method: str, precision: str, steps: int) -> None:
+    settings = {"method": method, "mixed_precision": precision, "steps": steps}
     assert os.waitpid(fork(folder / "whole", **settings), 0)[1] == 0
     child = fork(folder / "killed", **settings)
     while not list((folder / "killed/run/checkpoints").glob("step-[1-9]*")):
@@ -50,5 +52,6 @@ if __name__ == "__main__":
         run(Path(sys.argv[2]), method=sys.argv[3], **SETTINGS)
         leave(0)
     else:
-        for name in ("grpo", "dpo"):
-            killed(Path(sys.argv[2]) / name, name, int(sys.argv[3]))
+        for method, precision in itertools.product(("grpo", "dpo"), ("no", "bf16")):
+            folder = Path(sys.argv[2]) / f"{method}-{precision}"
+            killed(folder, method, precision, int(sys.argv[3]))

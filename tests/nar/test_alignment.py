@@ -86,9 +86,9 @@ def test_killed_and_resumed_is_bit_exact(tmp_path):
         capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["1", "1"]  # the kills came in time
-    for method in ("grpo", "dpo"):
-        runs = [tmp_path / method / name / "run" for name in ("whole", "killed")]
+    assert done.stdout.split() == ["1"] * 4  # the kills came in time
+    for kind in ("grpo-no", "grpo-bf16", "dpo-no", "dpo-bf16"):
+        runs = [tmp_path / kind / name / "run" for name in ("whole", "killed")]
         whole, killed = (load_file(run / "lora" / LORA) for run in runs)
         assert whole.keys() == killed.keys()
         for name, tensor in whole.items():
