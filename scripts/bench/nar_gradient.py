@@ -3,8 +3,8 @@
     python scripts/bench/nar_gradient.py --prompts 120 --images 16       # 12 minutes on a core
 
 Pictures of `scenes-heldout-a` are drawn by the policy and scored; the gradient of every picture's
-log-probability with respect to a fresh LoRA is taken one by one. Printed for some estimators and
-parts of the model:
+log-probability with respect to a fresh LoRA is taken one by one. Printed for some estimators, among
+them the credit of wavefronts by `--gae-lambda`, and parts of the model:
 
 - groups for SNR 1: the number of prompts whose mean gradient is as long as its noise (the "simple
   noise scale" of arXiv 1812.06162, equation 2.9, with a prompt's pictures as one sample);
@@ -23,19 +23,27 @@ from torch import Tensor
 from align import scenes
 from align.lora import add_lora
 from align.nar.alignment import LORA_TARGETS
+from align.nar.credit import (
+    generalized_advantages,
+    scores_of_unfinished,
+    value_points,
+    values_of,
+)
 from align.nar.generate import generate_ids
 from align.nar.load import load_nar_pipeline
 from align.nar.policy import group_advantages, policy_logits, token_log_probs
 from align.rewards import load_reward
 
 FOLDS = 5
+POINTS = 15  # at which an unfinished picture is scored
 REWARD = "z(scenes-clip=1,scenes-vqa=1,scenes-count=1)"
 
 
 @torch.no_grad()
 def draw(args: argparse.Namespace, pipe, prompts: list[str]):
-    """Tokens (p, m, n), rewards (p, m) and the verifier's word (p, m)."""
+    """Tokens (p, m, n), rewards (p, m), of the unfinished (p, m, k), the verifier's word (p, m)."""
     reward, ids, scores, exact = load_reward(args.reward), [], [], []
+    unfinished, order = [], pipe.transformer.order
     for number, prompt in enumerate(prompts):
         repeated = [prompt] * args.images
         condition, mask = pipe.conditions(repeated, None, 1)
@@ -51,17 +59,28 @@ def draw(args: argparse.Namespace, pipe, prompts: list[str]):
         pictures = pipe.preview(drawn)
         ids.append(drawn)
         scores.append(reward(pictures, repeated).float())
+        nothing = [{} for _ in repeated]
+        unfinished.append(scores_of_unfinished(reward, pictures, repeated, nothing, order, POINTS))
         exact.append(scenes.verify(repeated, pictures)[0].float())
-    return torch.stack(ids), torch.stack(scores), torch.stack(exact)
+    return torch.stack(ids), torch.stack(scores), torch.stack(unfinished), torch.stack(exact)
 
 
-def gradients(args: argparse.Namespace, pipe, prompts: list[str], ids: Tensor):
-    """Of log p of every picture with respect to the LoRA's second factors: (p, m, d), names."""
+def gradients(
+    args: argparse.Namespace, pipe, prompts: list[str], ids: Tensor, credit: Float[Tensor, "p m n"]
+):
+    """With respect to the LoRA's second factors: of log p of every picture (p, m, d), of a prompt's
+    tokens by their credit (p, d); and the block of every entry."""
     named = [(n, p) for n, p in pipe.transformer.named_parameters() if "lora_B" in n]
     parameters, found = [p for _, p in named], []
+    credited = torch.zeros(len(prompts), sum(p.numel() for p in parameters))
+
+    def gradient(value: Tensor) -> Tensor:
+        parts = torch.autograd.grad(value, parameters, retain_graph=True)
+        return torch.cat([part.flatten() for part in parts])
+
     for number, prompt in enumerate(prompts):
         condition, mask = pipe.conditions([prompt], None, 1)
-        for picture in ids[number].split(1):
+        for picture, earned in zip(ids[number].split(1), credit[number].split(1), strict=True):
             logits = policy_logits(
                 pipe.transformer,
                 picture,
@@ -70,13 +89,13 @@ def gradients(args: argparse.Namespace, pipe, prompts: list[str], ids: Tensor):
                 guidance_scale=args.guidance_scale,
                 temperature=args.temperature,
             )
-            log_prob = token_log_probs(logits, picture).sum()
-            parts = torch.autograd.grad(log_prob, parameters)
-            found.append(torch.cat([part.flatten() for part in parts]))
+            log_probs = token_log_probs(logits, picture)
+            found.append(gradient(log_probs.sum()))
+            credited[number] += gradient((log_probs * earned).sum())
         if number % 10 == 9:
             print(f"{number + 1} prompts", flush=True)
     blocks = torch.cat([torch.full((p.numel(),), int(n.split(".")[1])) for n, p in named])
-    return torch.stack(found).view(len(prompts), args.images, -1), blocks
+    return torch.stack(found).view(len(prompts), args.images, -1), credited, blocks
 
 
 def estimators(scores: Float[Tensor, "p m"]) -> dict[str, Float[Tensor, "p m"]]:
@@ -106,15 +125,14 @@ def noise_scale(groups: Float[Tensor, "p d"]) -> float:
 
 
 def held_out(
-    found: Float[Tensor, "p m d"], weights: Tensor, values: list[Tensor]
+    found: Float[Tensor, "p m d"], groups: Float[Tensor, "p d"], values: list[Tensor]
 ) -> list[Float[Tensor, " p"]]:
     """Of each prompt: covariance of the unit-variance prediction with each of `values`."""
     centred, fold = found - found.mean(1, keepdim=True), torch.arange(len(found)) % FOLDS
     results = [torch.zeros(len(found)) for _ in values]
     for number in range(FOLDS):
         rest, own = fold != number, fold == number
-        direction = torch.einsum("pm,pmd->d", weights[rest], found[rest])
-        predicted = centred[own] @ direction
+        predicted = centred[own] @ groups[rest].sum(0)
         predicted = predicted / predicted.std()
         for result, value in zip(results, values, strict=True):
             result[own] = (predicted * value[own]).mean(1)
@@ -134,6 +152,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=16, help="of a prompt")
     parser.add_argument("--guidance-scale", type=float, default=2.0)
     parser.add_argument("--temperature", type=float, default=0.7)
+    parser.add_argument("--gae-lambda", type=float, default=0.8)
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
@@ -142,11 +161,21 @@ def main() -> None:
     pipe, known = load_nar_pipeline(args.model, "cpu"), scenes.prompt_set("scenes-heldout-a")
     shuffled = torch.randperm(len(known), generator=torch.Generator().manual_seed(args.seed))
     prompts = [known[i] for i in shuffled[: args.prompts].tolist()]
-    ids, scores, exact = draw(args, pipe, prompts)
+    ids, scores, unfinished, exact = draw(args, pipe, prompts)
+    advantages = group_advantages(scores.flatten(), args.images)
+    scaled = unfinished / scores.std(1)[:, None, None]
+    values = values_of(scaled.flatten(0, 1), advantages, args.images)
+    for point in (3, 7, 10, 12):
+        seen = 1 - (advantages - values[:, point]).square().mean() / advantages.square().mean()
+        print(f"after {value_points(31, POINTS)[point]} of 31 passes the score explains {seen:.3f}")
+    order = pipe.transformer.order
+    credit = generalized_advantages(values, advantages, order, args.gae_lambda)
+    advantages = advantages.view_as(scores)
     torch.manual_seed(args.seed)
     add_lora(pipe, args.rank, None, LORA_TARGETS)
-    found, blocks = gradients(args, pipe, prompts, ids)
-    advantages = group_advantages(scores.flatten(), args.images).view_as(scores)
+    found, credited, blocks = gradients(
+        args, pipe, prompts, ids, credit.view(*scores.shape, credit.shape[1])
+    )
     gain = (advantages * exact).mean(1)
     best = exact.gather(1, scores.argmax(1, keepdim=True)).mean()
     print(f"exact {100 * exact.mean():.1f} %, of the best of {args.images} {100 * best:.1f} %")
@@ -157,10 +186,12 @@ def main() -> None:
     parts = {"all blocks": blocks >= 0, "the last two blocks": blocks >= last - 1}
     for part, chosen in parts.items():
         own = found[:, :, chosen]
-        for name, weights in estimators(scores).items():
-            groups = noise_scale(torch.einsum("pm,pmd->pd", weights, own))
-            reward, right = held_out(own, weights, [advantages, exact])
-            figures = f"{groups:.0f} | {with_error(reward)} | {with_error(right, 100)}"
+        sums = {n: torch.einsum("pm,pmd->pd", w, own) for n, w in estimators(scores).items()}
+        sums[f"GRPO, gae_lambda {args.gae_lambda:g}"] = credited[:, chosen]
+        for name, groups in sums.items():
+            reward, right = held_out(own, groups, [advantages, exact])
+            needed = f"{noise_scale(groups):.0f}"
+            figures = f"{needed} | {with_error(reward)} | {with_error(right, 100)}"
             print(f"| {part} | {name} | {figures} |")
 
 
