@@ -34,7 +34,11 @@ def value_points(num_passes: int, count: int) -> list[int]:
 def unfinished(
     images: Float[Tensor, "b 3 h w"], passes: Int[Tensor, "rows columns"], done: int
 ) -> Float[Tensor, "b 3 h w"]:
-    """The images after `done` passes; what is missing gets the median colour of what is there."""
+    """The images after `done` passes; what is missing gets the median colour of what is there.
+
+    They are cut from the finished images, so that a decoder that sees beyond a token lets the edge
+    show a little of what comes next: the value is that of the prefix nearly, not exactly.
+    """
     height, width = images.shape[-2:]
     rows = torch.arange(height) * passes.shape[0] // height
     columns = torch.arange(width) * passes.shape[1] // width
@@ -46,7 +50,7 @@ def unfinished(
 def scores_of_unfinished(
     reward: Any, images: Tensor, prompts: list[str], metadata: list[Any], order: Order, count: int
 ) -> Float[Tensor, "b points"]:
-    """The reward of every image at each of `value_points`."""
+    """The reward, in its own units, of images in [0, 1] after each of `value_points` passes."""
     passes = pass_of_tokens(order).view(order.grid_shape)
     columns = []
     for done in value_points(order.num_passes, count):

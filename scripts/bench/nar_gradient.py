@@ -1,6 +1,6 @@
 """How much one update of `align nar align` can know: the policy gradient against its own noise.
 
-    python scripts/bench/nar_gradient.py --prompts 120 --images 16       # 12 minutes on a core
+    python scripts/bench/nar_gradient.py --prompts 120 --images 16       # 20 minutes on a core
 
 Pictures of `scenes-heldout-a` are drawn by the policy and scored; the gradient of every picture's
 log-probability with respect to a fresh LoRA is taken one by one. Printed for some estimators, among
@@ -31,7 +31,7 @@ from align.nar.credit import (
 )
 from align.nar.generate import generate_ids
 from align.nar.load import load_nar_pipeline
-from align.nar.policy import group_advantages, policy_logits, token_log_probs
+from align.nar.policy import group_advantages, group_deviation, policy_logits, token_log_probs
 from align.rewards import load_reward
 
 FOLDS = 5
@@ -163,12 +163,13 @@ def main() -> None:
     prompts = [known[i] for i in shuffled[: args.prompts].tolist()]
     ids, scores, unfinished, exact = draw(args, pipe, prompts)
     advantages = group_advantages(scores.flatten(), args.images)
-    scaled = unfinished / scores.std(1)[:, None, None]
-    values = values_of(scaled.flatten(0, 1), advantages, args.images)
-    for point in (3, 7, 10, 12):
-        seen = 1 - (advantages - values[:, point]).square().mean() / advantages.square().mean()
-        print(f"after {value_points(31, POINTS)[point]} of 31 passes the score explains {seen:.3f}")
+    deviation = group_deviation(scores.flatten(), args.images)
+    values = values_of(unfinished.flatten(0, 1) / deviation[:, None], advantages, args.images)
     order = pipe.transformer.order
+    total, left = order.num_passes, advantages.square().mean()
+    for done, value in zip(value_points(total, POINTS), values.T, strict=True):
+        seen = 1 - (advantages - value).square().mean() / left
+        print(f"after {done} of {total} passes the score explains {seen:.3f}")
     credit = generalized_advantages(values, advantages, order, args.gae_lambda)
     advantages = advantages.view_as(scores)
     torch.manual_seed(args.seed)
