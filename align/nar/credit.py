@@ -50,13 +50,16 @@ def unfinished(
 def scores_of_unfinished(
     reward: Any, images: Tensor, prompts: list[str], metadata: list[Any], order: Order, count: int
 ) -> Float[Tensor, "b points"]:
-    """The reward, in its own units, of images in [0, 1] after each of `value_points` passes."""
+    """The reward, in its own units, of images in [0, 1] after each of `value_points` passes.
+
+    An image of one pass is never unfinished: no points.
+    """
     passes = pass_of_tokens(order).view(order.grid_shape)
     columns = []
     for done in value_points(order.num_passes, count):
         terms = reward.terms(unfinished(images, passes, done), prompts, metadata)
         columns.append(reward.combine(terms).to(images.device))
-    return torch.stack(columns, dim=1)
+    return torch.stack(columns, dim=1) if columns else images.new_zeros(len(images), 0)
 
 
 def values_of(
@@ -88,12 +91,13 @@ def generalized_advantages(
     """The advantage of every token, raster order; between two points the value is interpolated."""
     total = order.num_passes
     points = [0, *value_points(total, values.shape[1]), total]
-    known = torch.cat([torch.zeros_like(values[:, :1]), values, advantages[:, None]], dim=1)
+    final = advantages[:, None]
+    known = torch.cat([torch.zeros_like(final), values, final], dim=1)
     curve = []
     for number, (start, end) in enumerate(pairwise(points)):
         part = torch.linspace(0, 1, end - start + 1, dtype=values.dtype, device=values.device)[:-1]
         curve.append(torch.lerp(known[:, number, None], known[:, number + 1, None], part))
-    rises = torch.cat([*curve, advantages[:, None]], dim=1).diff(dim=1)
+    rises = torch.cat([*curve, final], dim=1).diff(dim=1)
     credit, ahead = [], torch.zeros_like(advantages)
     for number in range(total - 1, -1, -1):
         ahead = rises[:, number] + gae_lambda * ahead

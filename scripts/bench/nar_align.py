@@ -7,12 +7,13 @@
     python scripts/bench/nar_align.py report                     # paired gains over all seeds
 
 Trained on `scenes-heldout-a` by the learned rewards, judged on the first 20 prompts a category of
-`scenes-heldout-b`, each drawn from the same fixed seeds before and after. An aligned model is drawn
-as the policy that was trained; the base as that policy (what alignment changed) and by the model's
-own settings (what a user would have had). The verifier only judges.
+`scenes-heldout-b`, each drawn from the same fixed seeds before and after. Base and aligned model are
+drawn as the policy that was trained (what alignment changed) and by the model's own settings, which
+are guided (what a user of the base has). The verifier only judges.
 """
 
 import argparse
+import itertools
 import json
 import os
 import subprocess
@@ -28,7 +29,8 @@ from align.nar.load import load_nar_pipeline
 from align.training.judge import diversity
 
 JUDGED = "scenes-heldout-b"
-REWARD = "z(scenes-clip=1,scenes-vqa=1,scenes-count=1,scenes-preference=1)"
+REWARD = "z(scenes-clip=1,scenes-count=0.3,scenes-vqa=0.3)"
+SETTINGS = ("policy", "own")
 
 
 @torch.no_grad()
@@ -91,20 +93,27 @@ def align(args: argparse.Namespace) -> None:
     print(f"seed {args.seed}: {metrics[-1]['step']} updates, {minutes:.1f} min, reward {rewards}")
     judged = "scenes-heldout-a" if args.pilot else JUDGED
     prompts = scenes.prompt_set(judged, args.per_category)
-    exact, varied = judge(load_nar_pipeline(args.model, "cpu", lora=str(out)), prompts, args.noises)
-    if not args.pilot:
-        facts = {"updates": metrics[-1]["step"], "minutes": minutes, "kl": kl, "diversity": varied}
-        save(args.out / f"seed-{args.seed}.json", exact, prompts=prompts, **facts)
+    pipe = load_nar_pipeline(args.model, "cpu", lora=str(out))  # draws as the policy
+    facts = {"updates": metrics[-1]["step"], "minutes": minutes, "kl": kl}
+    for name in SETTINGS:
+        if name == "own":
+            pipe.scheduler = load_nar_pipeline(args.model, "cpu").scheduler
+        exact, varied = judge(pipe, prompts, args.noises)
+        if not args.pilot:
+            save(args.out / f"seed-{args.seed}-{name}.json", exact, prompts=prompts,
+                 diversity=varied, **facts)  # fmt: skip
 
 
 def report(args: argparse.Namespace) -> None:
     """Gains paired over prompts and seeds; intervals by resampling prompts."""
-    runs = {path.stem[5:]: json.loads(path.read_text()) for path in args.out.glob("seed-*.json")}
-    for name in ("policy", "own"):
+    for after, name in itertools.product(SETTINGS, SETTINGS):
+        found = args.out.glob(f"seed-*-{after}.json")
+        runs = {path.stem.split("-")[1]: json.loads(path.read_text()) for path in found}
         before = json.loads((args.out / f"base-{name}.json").read_text())
         reference = np.array(before["exact"])
         level, varied = 100 * reference.mean(), before["diversity"]
-        print(f"against the base by {name} settings ({level:.1f} %, diversity {varied:.4f})")
+        print(f"aligned by {after} settings, base by {name} settings ({level:.1f} %, diversity "
+              f"{varied:.4f})")  # fmt: skip
         print("| seed | updates | minutes | KL, nats/token | diversity | % | gain (points) |")
         print("|---|---|---|---|---|---|---|")
         gains = []

@@ -65,6 +65,16 @@ def test_the_scores_of_unfinished_images_do_not_see_the_rest():
     assert torch.equal(scores[0], scores[1])
 
 
+def test_an_image_of_one_token_gets_its_own_advantage():
+    images, order = torch.rand(4, 3, 8, 8), wavefront_order((1, 1))
+    reward = load_reward(lambda images, prompts: images.flatten(1).sum(1))
+    scores = scores_of_unfinished(reward, images, ["a"] * 4, [{}] * 4, order, 15)
+    assert scores.shape == (4, 0)
+    advantages = group_advantages(images.flatten(1).sum(1), 4)
+    found = generalized_advantages(values_of(scores, advantages, 4), advantages, order, 0.8)
+    torch.testing.assert_close(found, advantages[:, None])
+
+
 def test_values_are_scaled_to_what_they_foresee():
     generator = torch.Generator().manual_seed(0)
     advantages = torch.randn(8, generator=generator).view(2, 4)
