@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 
-from align.demo.pictures import PREVIEW_SHARE, SLOT
+from align.demo.pictures import PREVIEW_SHARE, SLOT, changed
 from align.demo.streaming import stream
 from align.nar import NARTransformer2DModel, NARTransformer3DModel
 from align.nar.commands import load_nar_pipeline
@@ -66,7 +66,7 @@ def wavefront_steps(
 def _draw(config: NarGenerateConfig, corner: Corner | None, compare: bool, report: Report) -> None:
     with SLOT, torch.no_grad():
         report(None)
-        pipe = nar_pipeline(config.model)
+        pipe = nar_pipeline(config.model, config.lora)
         if corner is not None and isinstance(pipe, NARVideoPipeline):
             raise ValueError(f"{config.model} draws clips; a picture is continued by one for them")
         order = pipe.transformer.order
@@ -114,10 +114,14 @@ def _previewed(
     return Drawn(drawn.total, drawn.total, spent, images, ended=True, settings=drawn.settings)
 
 
+def nar_pipeline(model: str, lora: tuple[str, ...] = ()) -> NARPipeline:
+    """A NAR pipeline with its LoRAs; the last ones are kept, a LoRA that changed is read anew."""
+    return _load(model, lora, tuple(changed(name) for name in lora))
+
+
 @functools.lru_cache(maxsize=2)
-def nar_pipeline(model: str) -> NARPipeline:
-    """A NAR pipeline; the last ones are kept."""
-    return load_nar_pipeline(model)
+def _load(model: str, lora: tuple[str, ...], changed: tuple[float, ...]) -> NARPipeline:
+    return load_nar_pipeline(model, lora=lora)
 
 
 def corner_ids(pipe: NARPipeline, corner: Corner) -> Int[Tensor, "1 n"]:

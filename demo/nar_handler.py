@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from align.demo import uploads, values
-from align.demo.choices import check_model, nar_clip_models, nar_defaults, nar_models
+from align.demo.choices import (
+    NO_LORA,
+    check_lora,
+    check_model,
+    loras,
+    nar_clip_models,
+    nar_defaults,
+    nar_models,
+)
 from align.demo.handlers import findings, gallery_of
 from align.demo.links import address
 from align.demo.messages import one_sentence, plural, progress, status
@@ -32,6 +40,7 @@ def make_nar(allow_any_model: bool) -> Callable[..., Iterator[tuple]]:
     def nar(
         prompt: str,
         model: str,
+        lora: str,
         seed: float,
         randomize_seed: bool,
         guidance_scale: float,
@@ -51,6 +60,7 @@ def make_nar(allow_any_model: bool) -> Callable[..., Iterator[tuple]]:
             config = NarGenerateConfig(
                 prompt=(values.text("prompt", prompt, needed=True),),
                 model=check_model(model, allow_any_model, [*nar_models(), *nar_clip_models()]),
+                lora=check_lora(lora, allow_any_model),
                 seed=values.seed(seed, randomize_seed),
                 guidance_scale=values.number("guidance", guidance_scale, 1, 20),
                 temperature=values.number("temperature", temperature, 0, 5),
@@ -113,7 +123,7 @@ def _pictures(
     assert drawn.images is not None
     judged = judge if drawn.images.ndim == 4 else judge_clips
     verdicts = judged(config.model, config.prompt[0], drawn.images)
-    said = {"model": config.model, **drawn.settings}
+    said = {"model": config.model, "lora": config.lora, **drawn.settings}
     said |= {"corner_kept": corner.share} if corner else {}
     with tempfile.TemporaryDirectory(prefix="align-demo-") as folder:  # the page gets copies
         paths = save_pictures(drawn.images, config, said, Path(folder))
@@ -149,14 +159,31 @@ def finished(drawn: "Drawn", config: NarGenerateConfig) -> str:
             "fast"
         )
     where = address(
-        "nar", prompt=config.prompt[0], model=config.model, seed=config.seed,
+        "nar", prompt=config.prompt[0], model=config.model, lora=config.lora, seed=config.seed,
         guidance=config.guidance_scale, temperature=config.temperature, top_k=config.top_k,
         top_p=config.top_p, images=config.num_images,
     )  # fmt: skip
     return status(text, (), where)
 
 
-def model_defaults(model: Any) -> tuple[dict, dict]:
-    """Guidance and temperature that suit the chosen model."""
+def model_defaults(model: Any) -> tuple[dict, dict, dict]:
+    """Guidance and temperature that suit the chosen model, and the LoRAs of it."""
     guidance, temperature = nar_defaults(str(model))
-    return gr.update(value=guidance), gr.update(value=temperature)
+    choices = gr.update(choices=loras(str(model)), value=NO_LORA)
+    return gr.update(value=guidance), gr.update(value=temperature), choices
+
+
+def lora_settings(model: Any, lora: Any, allow_any_model: bool) -> tuple[dict, ...]:
+    """Guidance, temperature, top-k and top-p that the chosen LoRA was trained for.
+
+    Without a LoRA, or where it does not say, they are the model's own.
+    """
+    guidance, temperature = nar_defaults(str(model))
+    own = {"guidance_scale": guidance, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+    with one_sentence():
+        if chosen := check_lora(lora, allow_any_model):
+            from align.nar.pipeline import trained_policy
+
+            policy = trained_policy(chosen)
+            own = {name: policy.get(name, value) for name, value in own.items()}
+    return tuple(gr.update(value=value) for value in own.values())

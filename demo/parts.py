@@ -153,10 +153,10 @@ def pictures(tab: str, label: str = "Pictures", columns: int = 2) -> gr.Gallery:
 
 
 def model_and_lora(
-    page: gr.Blocks, tab: str, allow_any_model: bool
+    page: gr.Blocks, tab: str, allow_any_model: bool, known: list[str] | None = None
 ) -> tuple[gr.Dropdown, gr.Dropdown]:
-    """Which model draws, and which LoRA is added to it."""
-    known = models()
+    """Which model draws, of those known (default: diffusion models), and which LoRA is added."""
+    known = models() if known is None else known
     model = gr.Dropdown(
         known,
         value=known[0] if known else None,

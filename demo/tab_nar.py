@@ -1,5 +1,7 @@
 """The NAR tab: pictures wavefront by wavefront, outpainting, and the speed beside raster order."""
 
+import functools
+
 import gradio as gr
 
 from align.demo import nar_handler as handler
@@ -60,7 +62,7 @@ def build(page: gr.Blocks, allow_any_model: bool) -> dict:
                     elem_id="nar-share",
                 )  # fmt: skip
             with gr.Accordion("Settings", open=False, elem_id="nar-settings"):
-                fields = settings(known, allow_any_model)
+                fields = settings(page, known, allow_any_model)
         with gr.Column(scale=6, min_width=300):
             gallery = parts.pictures("nar")
             status = gr.HTML(label="Status", elem_id="nar-status")
@@ -84,7 +86,12 @@ def build(page: gr.Blocks, allow_any_model: bool) -> dict:
     )
     parts.wire_stop(stop, name, "nar-status")
     own = [fields["guidance"], fields["temperature"]]
-    fields["model"].input(handler.model_defaults, fields["model"], own, **QUIET)
+    model, lora = fields["model"], fields["lora"]
+    model.input(handler.model_defaults, model, [*own, lora], **QUIET)
+    lora.input(
+        functools.partial(handler.lora_settings, allow_any_model=allow_any_model),
+        [model, lora], [*own, fields["top_k"], fields["top_p"]], **QUIET,
+    )  # fmt: skip
     if nar_models() and nar_clip_models():
         picture_model, clip_model = nar_models()[0], nar_clip_models()[0]
         gr.Examples(
@@ -101,19 +108,14 @@ def build(page: gr.Blocks, allow_any_model: bool) -> dict:
     }  # fmt: skip
 
 
-def settings(known: list[str], allow_any_model: bool) -> dict:
+def settings(page: gr.Blocks, known: list[str], allow_any_model: bool) -> dict:
     """The settings, in the order of the handler's arguments."""
-    model = gr.Dropdown(
-        known,
-        value=known[0] if known else None,
-        label="Model",
-        allow_custom_value=allow_any_model,
-        elem_id="nar-model",
-    )
+    model, lora = parts.model_and_lora(page, "nar", allow_any_model, known)
     seed, randomize = parts.seed_row("nar")
     guidance, temperature = nar_defaults(known[0] if known else "")
     return {
         "model": model,
+        "lora": lora,
         "seed": seed,
         "randomize": randomize,
         "guidance": gr.Slider(

@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import align
+from align.cli import main
 from align.demo import compare_handler, nar_handler, optimize_handler, uploads
 from align.demo.choices import expressions, nar_models
 from align.demo.drawing import Corner, corner_ids, nar_pipeline
@@ -62,7 +63,7 @@ def optimize(run_name="", **changes):
 
 def nar(model, run_name="", **changes):
     sent = {
-        "prompt": PROMPT, "model": model, "seed": 5, "randomize_seed": False,
+        "prompt": PROMPT, "model": model, "lora": "", "seed": 5, "randomize_seed": False,
         "guidance_scale": 2.0, "temperature": 0.9, "top_k": 0, "top_p": 1.0, "num_images": 2,
         "compare": False, "picture": "", "share": 0.5,
     }  # fmt: skip
@@ -165,6 +166,41 @@ def test_nar_pictures_are_those_of_align_nar_generate(tmp_path, monkeypatch):
     tokens = pipe.transformer.order.num_tokens
     assert re.search(f"2 pictures in {passes} passes and .* takes {tokens} passes", statuses[-1])
     assert any(f"of {passes}" in text for text in statuses)
+
+
+def test_an_aligned_nar_draws_as_the_policy_it_was_trained_as(tmp_path):
+    from align.nar.load import load_nar_pipeline
+
+    name, run = nar_model(tmp_path / "nar"), tmp_path / "runs/aligned"
+    command = ["nar", "align", "--model", name, "--reward", "jpeg-complexity", "--out", str(run)]
+    command += ["--prompts", str(tmp_path / "prompts.txt"), "--steps", "2", "--device", "cpu"]
+    command += ["--batch-size", "2", "--group-size", "2", "--learning-rate", "0.05"]
+    command += ["--temperature", "0.8", "--tracker", "none", "--sample-every", "0"]
+    command += ["--mixed-precision", "no"]
+    (tmp_path / "prompts.txt").write_text(PROMPT)
+    assert main(command) == 0
+    choices = [value for _, value in nar_handler.model_defaults(name)[2]["choices"]]
+    assert choices == ["", "runs/aligned"]
+    chosen = nar_handler.lora_settings(name, "runs/aligned", False)
+    assert [one["value"] for one in chosen] == [1.0, 0.8, 0, 1.0]
+    own = [one["value"] for one in nar_handler.lora_settings(name, "", False)]
+    assert own[:2] == [one["value"] for one in nar_handler.model_defaults(name)[:2]]
+    with pytest.raises(gr.Error, match="The LoRA is 'elsewhere'; those in runs/ are"):
+        nar_handler.lora_settings(name, "elsewhere", False)
+
+    drawn = {}
+    for lora in ("", "runs/aligned"):
+        for shown, *_ in nar(name, lora=lora, guidance_scale=1.0, temperature=0.8):
+            if isinstance(shown, list) and shown and isinstance(shown[0], tuple):
+                drawn[lora] = [opened(path) for path, _ in shown]
+    pipe = load_nar_pipeline(name, "cpu", lora=str(run))
+    generators = [torch.Generator().manual_seed(5 + i) for i in range(2)]
+    expected = pipe([PROMPT], num_images_per_prompt=2, generator=generators).images
+    pixels = [image.tobytes() for image, _ in drawn["runs/aligned"]]
+    assert pixels == [image.tobytes() for image in expected]
+    assert pixels != [image.tobytes() for image, _ in drawn[""]]
+    _, info = drawn["runs/aligned"][0]
+    assert any("runs/aligned" in said for said in info.values())
 
 
 def test_a_model_for_clips_gives_gifs_and_continues_no_picture(tmp_path, monkeypatch):

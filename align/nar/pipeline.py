@@ -40,6 +40,20 @@ class NARStep:
     image: Float[Tensor, "b 3 h w"]
 
 
+def trained_policy(loras: str | Sequence[str]) -> dict[str, Any]:
+    """The settings of sampling that LoRAs were trained for: those of the last that says any.
+
+    Raises FileNotFoundError where a LoRA is missing.
+    """
+    from align.lora_files import find_lora, parse_lora, read_tensors
+
+    policy: dict[str, Any] = {}
+    for source in [loras] if isinstance(loras, str) else loras:
+        _, metadata = read_tensors(find_lora(parse_lora(source)[0]))
+        policy = json.loads(metadata[POLICY_KEY]) if POLICY_KEY in metadata else policy
+    return policy
+
+
 class NARPipeline(DiffusionPipeline):
     """Class- or text-conditional pictures, decoded a wavefront at a time.
 
@@ -102,16 +116,12 @@ class NARPipeline(DiffusionPipeline):
         Raises FileNotFoundError where one is missing, ValueError where it fits another model.
         """
         from align.lora import load_lora, merge_lora  # peft takes a second to import
-        from align.lora_files import find_lora, parse_lora, read_tensors
 
         load_lora(self, loras)
         merge_lora(self)
-        for source in [loras] if isinstance(loras, str) else loras:
-            _, metadata = read_tensors(find_lora(parse_lora(source)[0]))
-            if POLICY_KEY in metadata:
-                policy = json.loads(metadata[POLICY_KEY])
-                scheduler: Any = NARScheduler.from_config(self.scheduler.config, **policy)
-                self.scheduler = scheduler
+        if policy := trained_policy(loras):
+            scheduler: Any = NARScheduler.from_config(self.scheduler.config, **policy)
+            self.scheduler = scheduler
 
     # --- conditions ----------------------------------------------------------------------------
 

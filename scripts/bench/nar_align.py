@@ -7,9 +7,9 @@
     python scripts/bench/nar_align.py report                     # paired gains over all seeds
 
 Trained on `scenes-heldout-a` by the learned rewards, judged on the first 20 prompts a category of
-`scenes-heldout-b`, each drawn from the same fixed seeds before and after. Base and aligned model are
-drawn as the policy that was trained (what alignment changed) and by the model's own settings, which
-are guided (what a user of the base has). The verifier only judges.
+`scenes-heldout-b`, each drawn from the same fixed seeds before and after. Base and aligned model
+are drawn as the policy that was trained (what alignment changed) and by the model's own settings,
+which are guided (what a user of the base has). The verifier only judges.
 """
 
 import argparse
