@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 
-from align.demo.pictures import PREVIEW_SHARE, SLOT, changed
+from align.demo.pictures import PREVIEW_SHARE, SLOT, written
 from align.demo.streaming import stream
 from align.nar import NARTransformer2DModel, NARTransformer3DModel
 from align.nar.commands import load_nar_pipeline
@@ -116,7 +116,7 @@ def _previewed(
 
 def nar_pipeline(model: str, lora: tuple[str, ...] = ()) -> NARPipeline:
     """A NAR pipeline with its LoRAs; the last ones are kept, a LoRA that changed is read anew."""
-    return _load(model, lora, tuple(changed(name) for name in lora))
+    return _load(model, lora, tuple(written(name) for name in lora))
 
 
 @functools.lru_cache(maxsize=2)

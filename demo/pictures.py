@@ -101,7 +101,7 @@ def _generate(config: GenerateConfig, report: Callable[[Update | None], None]) -
 def pipeline(model: str, lora: tuple[str, ...]) -> Any:
     """The pipeline of a model and its LoRAs; the last few are kept, a LoRA that changed is read
     anew."""
-    return _load(model, lora, tuple(changed(name) for name in lora))
+    return _load(model, lora, tuple(written(name) for name in lora))
 
 
 @functools.lru_cache(maxsize=KEPT_PIPELINES)
@@ -115,7 +115,7 @@ def reward_of(expression: str) -> Any:
     return load_reward(expression, best_device())
 
 
-def changed(lora: str) -> float:
+def written(lora: str) -> float:
     """When a LoRA on this disk was last written; 0 for one on the Hub."""
     folder = Path(lora.rpartition("=")[0] or lora).expanduser()
     files = [folder] if folder.is_file() else folder.rglob("*.safetensors")

@@ -43,7 +43,14 @@ class NARStep:
 def trained_policy(loras: str | Sequence[str]) -> dict[str, Any]:
     """The settings of sampling that LoRAs were trained for: those of the last that says any.
 
-    Raises FileNotFoundError where a LoRA is missing.
+    Args:
+        loras: files, folders, runs or Hub ids of LoRAs, each with an optional =WEIGHT.
+
+    Returns:
+        guidance_scale, temperature, top_k and top_p as `NARScheduler` takes them; empty where no
+        LoRA says them.
+
+    Raises FileNotFoundError where a LoRA is missing, ValueError where one cannot be read.
     """
     from align.lora_files import find_lora, parse_lora, read_tensors
 
