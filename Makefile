@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: quickstart test check fix demo bench docs dist package
+.PHONY: quickstart test check fix demo docs dist package
 
 quickstart: $(INSTALLED)
 	$(BIN)/align quickstart
@@ -23,9 +23,6 @@ fix: $(INSTALLED)
 
 demo: $(INSTALLED)
 	$(BIN)/align demo
-
-bench: $(INSTALLED)
-	for script in scripts/bench/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 # Into build/docs; the tutorial is executed, warnings are errors.
 docs: $(INSTALLED)

@@ -1,8 +1,13 @@
-"""What the tests of the demo share: a NAR model, and a server's page outside of a browser."""
+"""What the tests of the demo share: a NAR model, and reading what a handler yields."""
 
+import base64
+import io
+import re
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 
 import align
 from align.nar import (
@@ -59,3 +64,30 @@ def tiny_video_nar():
     )
     encoder = small_encoder(words, 16, 8).eval()
     return NARVideoPipeline(transformer, tokenizer.eval(), NARScheduler(), words, encoder)
+
+
+def skipped(value):
+    """Whether an update leaves its part of the page as it is."""
+    return isinstance(value, dict) and value.get("__type__") == "update" and len(value) == 1
+
+
+def opened(path):
+    """(picture, what its PNG says), the file closed."""
+    with Image.open(path) as image:
+        return image.copy(), dict(image.info)
+
+
+def alike(picture, image):
+    """Whether they differ by a rounding at most: the search draws four at a time."""
+    difference = torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 255 - image
+    return float(difference.abs().max()) < 1.01 / 255
+
+
+def text_of(update):
+    return "" if skipped(update) else re.sub("<[^>]+>", "", update)
+
+
+def data_url(image, kind="PNG", **settings):
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **settings)
+    return f"data:image/{kind.lower()};base64," + base64.b64encode(buffer.getvalue()).decode()

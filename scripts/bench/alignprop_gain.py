@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.stats import bootstrap
+from judged import MEASURES, REWARDS, interval, judge, save, with_error
 
 import align
 from align import scenes
@@ -36,50 +36,28 @@ from align.scenes.dataset import stream
 SEEDS_APART = 1000  # the rounds of seed 0 and 1 differ
 
 
-@torch.no_grad()
-def judge(pipe, prompts: tuple[str, ...], noises: int, steps: int, guidance: float) -> np.ndarray:
-    """Verifier exact (prompt, noise); noise j of prompt i is seeded with 1000 i + j."""
-    reward = align.load_reward("scenes-clip")
-    rows, scores, partials = [], [], []
-    for i in range(0, len(prompts), 5):
-        part = [prompt for prompt in prompts[i : i + 5] for _ in range(noises)]
-        seeds = [1000 * (i + k // noises) + k % noises for k in range(len(part))]
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        images = align.generate(
-            pipe, part, generator=generators, num_inference_steps=steps, guidance_scale=guidance
-        )
-        exact, partial = scenes.verify(part, images)
-        rows.append(exact.view(-1, noises).double())
-        partials.append(partial)
-        scores.append(reward(images, part))
-    exact = torch.cat(rows).numpy()
-    print(
-        f"exact {100 * exact.mean():.2f} %, partial {100 * torch.cat(partials).mean():.2f} %, "
-        f"reward {torch.cat(scores).mean():.4f}",
-        flush=True,
-    )
-    return exact
-
-
-def save(path: Path, exact: np.ndarray, **facts) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({**facts, "exact": exact.tolist()}))
+def measured(args: argparse.Namespace, pipe, name: str, steps: int, guidance: float) -> dict:
+    """Every measure of pictures of the set `name`, and the prompts."""
+    prompts = scenes.prompt_set(name, args.per_category)
+    found = judge(pipe, prompts, args.noises, steps, guidance)
+    shares = [f"{measure} {100 * found[measure].mean():.2f} %" for measure in ("exact", "partial")]
+    rewards = [f"{reward} {found[reward].mean():.4f}" for reward in REWARDS]
+    print(", ".join([*shares, *rewards]), flush=True)
+    return {"prompts": prompts, **found}
 
 
 def sweep(args: argparse.Namespace) -> None:
-    prompts = scenes.prompt_set("scenes-heldout-a", args.per_category)
     pipe = align.load_pipeline("embedded/scenes")
     for steps in args.sweep_steps:
         for guidance in args.sweep_guidance:
             print(f"{steps} steps, guidance {guidance}: ", end="")
-            judge(pipe, prompts, args.noises, steps, guidance)
+            measured(args, pipe, "scenes-heldout-a", steps, guidance)
 
 
 def base(args: argparse.Namespace) -> None:
-    prompts = scenes.prompt_set("scenes-heldout-b", args.per_category)
     pipe = align.load_pipeline("embedded/scenes")
-    exact = judge(pipe, prompts, args.noises, args.num_inference_steps, args.guidance_scale)
-    save(args.out / "base.json", exact, prompts=prompts, **settings(args))
+    found = measured(args, pipe, judged_set(args), *settings(args).values())
+    save(args.out / "base.json", **found, **settings(args))
 
 
 def settings(args: argparse.Namespace) -> dict:
@@ -133,12 +111,10 @@ def lora(args: argparse.Namespace) -> None:
         return
     facts = json.loads(facts_file.read_text())
     print(f"seed {args.seed}: {facts['updates']} updates, {facts['minutes']:.1f} min", flush=True)
-    prompts = scenes.prompt_set(judged_set(args), args.per_category)
     pipe = align.load_pipeline("embedded/scenes", lora=[f"{out / 'lora'}={args.weight:g}"])
-    exact = judge(pipe, prompts, args.noises, args.num_inference_steps, args.guidance_scale)
-    if not args.pilot:
-        facts |= {"weight": args.weight, **settings(args)}
-        save(args.out / f"seed-{args.seed}.json", exact, prompts=prompts, **facts)
+    found = measured(args, pipe, judged_set(args), *settings(args).values())
+    facts |= {"weight": args.weight, **settings(args)}
+    save(args.out / f"seed-{args.seed}.json", **found, **facts)
 
 
 def plain(args: argparse.Namespace) -> None:
@@ -158,11 +134,11 @@ def plain(args: argparse.Namespace) -> None:
         updates += 1
     print(f"plain denoising: {updates} updates, {args.minutes:g} min", flush=True)
     save_lora(pipe, args.out / "plain")
-    prompts = scenes.prompt_set(judged_set(args), args.per_category)
-    exact = judge(pipe, prompts, args.noises, args.num_inference_steps, args.guidance_scale)
-    if not args.pilot:
-        facts = {"updates": updates, "minutes": args.minutes, **settings(args)}
-        save(args.out / "plain.json", exact, prompts=prompts, **facts)
+    if args.train_only:
+        return
+    found = measured(args, pipe, judged_set(args), *settings(args).values())
+    facts = {"updates": updates, "minutes": args.minutes, **settings(args)}
+    save(args.out / "plain.json", **found, **facts)
 
 
 def denoising_loss(pipe, batch: list, rng: torch.Generator) -> torch.Tensor:
@@ -187,33 +163,43 @@ def judged_set(args: argparse.Namespace) -> str:
 def report(args: argparse.Namespace) -> None:
     """Gains paired over prompts and noises; intervals by resampling prompts."""
     before = json.loads((args.out / "base.json").read_text())
-    reference = np.array(before["exact"])
     categories = np.array([scenes.category(prompt) for prompt in before["prompts"]])
+    level = 100 * np.mean(before["exact"])
+    print(f"base: {before['steps']} steps, guidance {before['guidance']}, exact {level:.1f} %")
+    head = ["seed", "minutes", "exact %", "gain (points)", "facts", *REWARDS, "bytes", "diversity"]
+    print(f"| {' | '.join(head)} |\n|{' --- |' * len(head)}")
+    runs = {
+        path.stem: json.loads(path.read_text())
+        for path in [*sorted(args.out.glob("seed-*.json")), args.out / "plain.json"]
+        if path.exists()
+    }
+    if not set(runs) - {"plain"}:
+        raise SystemExit("no seed has been judged; run `lora` first")
     gains = []
-    print(f"base: {before['steps']} steps, guidance {before['guidance']}")
-    print("| seed | minutes | base % | LoRA % | gain (points) |\n|---|---|---|---|---|")
-    for path in sorted(args.out.glob("seed-*.json")):
-        run = json.loads(path.read_text())
+    for name, run in runs.items():
         if run["prompts"] != before["prompts"]:
-            raise ValueError(f"{path} was judged on other prompts than base.json")
-        exact = np.array(run["exact"])
-        gains.append((exact - reference).mean(1))
-        figures = f"{100 * reference.mean():.1f} | {100 * exact.mean():.1f}"
-        print(f"| {path.stem[5:]} | {run['minutes']:.1f} | {figures} | {interval(gains[-1])} |")
+            raise ValueError(f"{name} was judged on other prompts than base.json")
+        rises = {
+            measure: (np.array(run[measure]) - np.array(before[measure])).mean(1)
+            for measure in MEASURES
+        }
+        others = [with_error(rises[reward]) for reward in REWARDS]
+        size = 100 * rises["bytes"].mean() / np.mean(before["bytes"])
+        share = np.mean(run["diversity"]) / np.mean(before["diversity"])
+        print(
+            f"| {name} | {run['minutes']:.1f} | {100 * np.mean(run['exact']):.1f} "
+            f"| {interval(rises['exact'])} | {interval(rises['partial'])} | {' | '.join(others)} "
+            f"| {size:+.1f} % | {share:.2f} |"
+        )
+        if name == "plain":
+            together = np.mean(gains, axis=0)
+            print(f"LoRAs above plain denoising: {interval(together - rises['exact'])}")
+        else:
+            gains.append(rises["exact"])
     together = np.mean(gains, axis=0)
-    print(f"| all | | {100 * reference.mean():.1f} | | {interval(together)} |")
-    if (control := args.out / "plain.json").exists():
-        rise = (np.array(json.loads(control.read_text())["exact"]) - reference).mean(1)
-        print(f"plain denoising: {interval(rise)}; LoRA above it: {interval(together - rise)}")
+    print(f"all: {interval(together)}")
     for category in scenes.CATEGORIES:
         print(f"  {category}: {interval(together[categories == category])}")
-
-
-def interval(gain: np.ndarray) -> str:
-    if gain.std() == 0:
-        return f"{100 * gain.mean():+.1f}"
-    ci = bootstrap((gain,), np.mean, method="percentile", rng=0).confidence_interval
-    return f"{100 * gain.mean():+.1f} ({100 * ci.low:+.1f} to {100 * ci.high:+.1f})"
 
 
 def main() -> None:
@@ -237,7 +223,7 @@ def main() -> None:
     parser.add_argument("--judge-only", action="store_true", help="take the LoRA that is there")
     parser.add_argument("--train-only", action="store_true", help="judge it later")
     parser.add_argument("--options", nargs=argparse.REMAINDER, default=[], help="of align train")
-    parser.add_argument("--pilot", action="store_true", help="judge on half a, keep no figures")
+    parser.add_argument("--pilot", action="store_true", help="judge on half a")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

@@ -12,6 +12,7 @@ judged on 64 held-out prompts from four fixed noises each, both sides drawn alik
 
 import argparse
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -48,31 +49,30 @@ def compare(args: argparse.Namespace, folder: Path) -> None:
     print(f"ours: {args.queries // BATCH * BATCH} queries, {seconds:.0f} s, {said}", flush=True)
 
     each = BATCH * DDPO_BATCHES
-    first, gains = args.choice_queries // each, {}
+    first, gains, children = args.choice_queries // each, {}, {}
     for rate in args.rates:
         folder_of = str(folder / f"ddpo-{rate}")
-        child = start_ddpo(args, rate, prompt_file, options)
-        seconds, _ = train(child, range(first), folder_of)
-        child.stdin.close()
-        child.wait()
+        children[rate] = start_ddpo(args, rate, prompt_file, options)
+        seconds, _ = train(children[rate], range(first), folder_of)
         gains[rate], said = gain_of(args, held_out, base, folder_of)
         print(f"DDPO, rate {rate:g}: {first * each} queries, {seconds:.0f} s, {said}", flush=True)
     best = max(gains, key=gains.get)
-    child, done, spent = start_ddpo(args, best, prompt_file, options), 0, 0.0
-    while done * each < args.factor * args.queries:
+    done, gain = first, gains[best]
+    last = math.ceil(args.factor * args.queries / each)
+    while gain < aim and done < last:
         folder_of = str(folder / f"ddpo-{best}-{done}")
-        took, _ = train(child, range(done, done + first), folder_of)
-        done, spent = done + first, spent + took
+        end = min(done + first, last)
+        seconds, _ = train(children[best], range(done, end), folder_of)
+        done = end
         gain, said = gain_of(args, held_out, base, folder_of)
         print(
             f"DDPO, rate {best:g}: {done * each} queries ({done * each / args.queries:.0f}x), "
-            f"{spent:.0f} s, {said}",
+            f"{seconds:.0f} s more, {said}",
             flush=True,
         )
-        if gain >= aim:
-            break
-    child.stdin.close()
-    child.wait()
+    for child in children.values():
+        child.stdin.close()
+        child.wait()
 
 
 def start_ddpo(args: argparse.Namespace, rate: float, prompt_file: str, options: list[str]):

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from alignprop_gain import interval, save
+from judged import interval, save
 
 from align import scenes
 from align.nar.load import load_nar_pipeline
@@ -64,7 +64,7 @@ def base(args: argparse.Namespace) -> None:
         pipe.scheduler = type(pipe.scheduler).from_config(own, **changes)
         print(f"base, {name} settings: ", end="")
         exact, varied = judge(pipe, prompts, args.noises)
-        save(args.out / f"base-{name}.json", exact, prompts=prompts, diversity=varied)
+        save(args.out / f"base-{name}.json", exact=exact, prompts=prompts, diversity=varied)
 
 
 def align_one(args: argparse.Namespace, out: Path) -> None:
@@ -99,7 +99,7 @@ def align(args: argparse.Namespace) -> None:
             pipe.scheduler = load_nar_pipeline(args.model, "cpu").scheduler
         exact, varied = judge(pipe, prompts, args.noises)
         if not args.pilot:
-            save(args.out / f"seed-{args.seed}-{name}.json", exact, prompts=prompts,
+            save(args.out / f"seed-{args.seed}-{name}.json", exact=exact, prompts=prompts,
                  diversity=varied, **facts)  # fmt: skip
 
 

@@ -169,6 +169,7 @@ def our_side(args: argparse.Namespace):
 
     from align.config import TrainConfig
     from align.lora import save_lora
+    from align.training.preferences import loss_of
     from align.training.session import open_session
     from align.training.update import train_step
     from align.training.windows import parse_window
@@ -196,13 +197,14 @@ def our_side(args: argparse.Namespace):
             "checkpointing": args.side == "checkpointing",
         }
     session = open_session(TrainConfig(**settings))
+    loss = loss_of(session.config)
 
     def update(number: int) -> float:
         if args.side != "preset":
             kept = kept_steps(seed_of(args, number), args.steps, args.window)
             written = "sparse:" + ",".join(map(str, kept)) + ","
             session.window = parse_window(written, args.steps)
-        return train_step(session, number)["reward"]
+        return train_step(session, number, loss_of=loss)["reward"]
 
     return update, lambda folder: save_lora(session.pipe, folder)
 
