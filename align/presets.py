@@ -7,21 +7,23 @@ animals --reward jpeg`. Two are named after their reward, and set it where none 
 
 from typing import Any
 
+# AlignProp (arXiv 2310.03739), the authors' branch `main`: config/align_prop.py, aesthetic (seven
+# epochs of two updates). Their loss is 0.01 times ours, so their clip at 5 is 500 here.
 _ALIGNPROP = {
     "steps": 14,
     "batch_size": 128,
     "micro_batch_size": 4,
     "learning_rate": 1e-3,
     "weight_decay": 0.1,
-    "max_grad_norm": 5.0,
+    "max_grad_norm": 500.0,
     "lora_rank": 4,
     "num_inference_steps": 50,
     "guidance_scale": 7.5,
     "eta": 0.0,
 }
 
-# DRaFT (arXiv 2309.17400), small-scale runs; the window is the method, the other values are
-# recalled from its appendix and were not checked against it.
+# DRaFT (arXiv 2309.17400), small-scale runs, as args.py of vlad-filin/diffusion-rl quotes them: not
+# the authors' code. The values were not checked against the paper.
 _DRAFT = {
     "steps": 2000,
     "batch_size": 4,
@@ -31,17 +33,6 @@ _DRAFT = {
     "num_inference_steps": 50,
     "guidance_scale": 7.5,
     "eta": 0.0,
-}
-
-# The defaults of TRL's AlignPropTrainer, removed in TRL 0.23; AlignProp's branch `trl_main` has
-# the same and stops after 20 (aesthetic) or 25 (HPS) updates.
-_TRL = _ALIGNPROP | {
-    "steps": 100,
-    "weight_decay": 1e-4,
-    "max_grad_norm": 1.0,
-    "guidance_scale": 5.0,
-    "eta": 1.0,
-    "grad_window": "random",
 }
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -89,18 +80,78 @@ PRESETS: dict[str, dict[str, Any]] = {
         "checkpointing": False,
         "sample_every": 125,
     },
-    # AlignProp (arXiv 2310.03739), the authors' code: branch `main`, aesthetic run. The window is
-    # the paper's: one tail per update, where the code draws every step by itself.
+    # The window is the paper's: one tail per update, where the code draws every step by itself.
     "alignprop": _ALIGNPROP | {"grad_window": "random"},
     "alignprop-aesthetic": _ALIGNPROP | {"grad_window": "random", "reward": "aesthetic"},
-    # The same with gradient through the last step only (its `*_k1` configurations).
+    # aesthetic_k1 of the same file: gradient through the last step only.
     "alignprop-k1": _ALIGNPROP | {"grad_window": "1"},
-    "alignprop-hps": _TRL | {"steps": 25, "reward": "hps:2.0"},
-    "trl": _TRL,
+    # hps of the same file: 200 epochs of two updates. Their later branch `trl_main` has other
+    # settings, and its hps.sh stops after 25 updates.
+    "alignprop-hps": _ALIGNPROP | {"steps": 400, "grad_window": "random", "reward": "hps:2.0"},
+    # The defaults of TRL 0.12.2 (the same up to the last, 0.23.1): trl/trainer/alignprop_config.py.
+    # Its examples/scripts/alignprop.py proposes 20 updates of 128 images, 8 a pass.
+    "trl": {
+        "steps": 100,
+        "batch_size": 1,
+        "learning_rate": 1e-3,
+        "weight_decay": 1e-4,
+        "max_grad_norm": 1.0,
+        "lora_rank": 4,
+        "num_inference_steps": 50,
+        "guidance_scale": 5.0,
+        "eta": 1.0,
+        "grad_window": "random",
+    },
     "draft-1": _DRAFT | {"grad_window": "1"},
     "draft-lv": _DRAFT | {"grad_window": "draft-lv:2"},
-    # ReFL (arXiv 2304.05977): 40 steps, the prediction of x_0 at one of the steps 30 to 39.
-    "refl": {"num_inference_steps": 40, "grad_window": "refl"},
-    # DRaFT+ (NeMo-Aligner): DRaFT-1 with the distance to the base and a moving average.
-    "draft-plus": _DRAFT | {"grad_window": "1", "kl_weight": 0.1, "ema_decay": 0.9999},
+    # ReFL (arXiv 2304.05977): THUDM/ImageReward, scripts/train_refl.sh and ImageReward/ReFL.py. It
+    # trains all weights, we a LoRA (their ReFL_SDXL_LoRA.py: rank 4, rate 1e-4). Its loss is 1e-3
+    # times ours, so its clip at 1 is 1000 here; its DDPM sampler is DDIM with eta 1.
+    "refl": {
+        "steps": 100,
+        "batch_size": 64,
+        "micro_batch_size": 2,
+        "learning_rate": 1e-5,
+        "weight_decay": 1e-2,
+        "max_grad_norm": 1000.0,
+        "lora_rank": 4,
+        "num_inference_steps": 40,
+        "guidance_scale": 1.0,
+        "eta": 1.0,
+        "grad_window": "refl",
+        "ema_decay": 0.9999,
+    },
+    # DRTune (arXiv 2405.00760) as RuoyuWang-2077/FlowBP, not its authors, ran it on SD 3.5:
+    # configs/final/sd35/sd3_5_drtune.yaml. There with all weights trained and early stops.
+    "drtune": {
+        "steps": 300,
+        "batch_size": 64,
+        "micro_batch_size": 8,
+        "learning_rate": 1e-5,
+        "weight_decay": 1e-4,
+        "max_grad_norm": 1.0,
+        "num_inference_steps": 25,
+        "guidance_scale": 3.5,
+        "detach_uncond": True,
+        "grad_window": "drtune:3",
+        "ema_decay": 0.995,
+    },
+    # DRaFT+: NVIDIA/NeMo-Aligner, examples/mm/stable_diffusion/conf/draftp_sd.yaml. It runs an
+    # epoch of its prompts; the number of updates is ours.
+    "draft-plus": {
+        "steps": 2000,
+        "batch_size": 4,
+        "micro_batch_size": 1,
+        "learning_rate": 1e-4,
+        "weight_decay": 0.0,
+        "warmup_steps": 10,
+        "max_grad_norm": 10.0,
+        "lora_rank": 32,
+        "num_inference_steps": 50,
+        "guidance_scale": 7.5,
+        "eta": 0.0,
+        "grad_window": "1",
+        "kl_weight": 1.0,
+        "ema_decay": 0.9999,
+    },
 }

@@ -135,10 +135,51 @@ def test_given_values_win_over_a_preset_even_where_they_are_the_default():
         TrainConfig(preset="aligprop")
 
 
-def test_presets_are_valid():
-    for name, values in PRESETS.items():
-        config = to_dict(TrainConfig(preset=name))
-        assert {key: config[key] for key in values} == values
+FIELDS = (
+    "steps",
+    "batch_size",
+    "micro_batch_size",
+    "learning_rate",
+    "weight_decay",
+    "max_grad_norm",
+    "lora_rank",
+    "num_inference_steps",
+    "guidance_scale",
+    "eta",
+    "grad_window",
+    "ema_decay",
+)
+PUBLISHED = {
+    "alignprop": (14, 128, 4, 1e-3, 0.1, 500, 4, 50, 7.5, 0, "random", None),
+    "alignprop-aesthetic": (14, 128, 4, 1e-3, 0.1, 500, 4, 50, 7.5, 0, "random", None),
+    "alignprop-k1": (14, 128, 4, 1e-3, 0.1, 500, 4, 50, 7.5, 0, "1", None),
+    "alignprop-hps": (400, 128, 4, 1e-3, 0.1, 500, 4, 50, 7.5, 0, "random", None),
+    "trl": (100, 1, None, 1e-3, 1e-4, 1, 4, 50, 5, 1, "random", None),
+    "draft-1": (2000, 4, None, 4e-4, 0.1, 1, 8, 50, 7.5, 0, "1", None),
+    "draft-lv": (2000, 4, None, 4e-4, 0.1, 1, 8, 50, 7.5, 0, "draft-lv:2", None),
+    "refl": (100, 64, 2, 1e-5, 1e-2, 1000, 4, 40, 1, 1, "refl", 0.9999),
+    "drtune": (300, 64, 8, 1e-5, 1e-4, 1, 4, 25, 3.5, 0, "drtune:3", 0.995),
+    "draft-plus": (2000, 4, 1, 1e-4, 0, 10, 32, 50, 7.5, 0, "1", 0.9999),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_presets_have_the_published_values(name):
+    config = TrainConfig(preset=name)
+    assert tuple(getattr(config, field) for field in FIELDS) == PUBLISHED[name]
+
+
+def test_presets_set_what_is_theirs_alone():
+    assert TrainConfig(preset="alignprop-aesthetic").reward == "aesthetic"
+    assert TrainConfig(preset="alignprop-hps").reward == "hps:2.0"
+    assert TrainConfig(preset="drtune").detach_uncond
+    plus = TrainConfig(preset="draft-plus")
+    assert (plus.kl_weight, plus.warmup_steps, plus.lr_schedule) == (1.0, 10, "constant")
+    embedded = TrainConfig(preset="embedded")
+    assert (embedded.steps, embedded.batch_size, embedded.learning_rate) == (130, 8, 5e-4)
+    dpo = TrainConfig(preset="embedded-dpo")
+    assert (dpo.method, dpo.steps, dpo.group_size, dpo.lora_rank) == ("dpo", 250, 8, 32)
+    assert PUBLISHED.keys() | {"embedded", "embedded-dpo"} == PRESETS.keys()
 
 
 def test_integers_serve_as_floats():
