@@ -73,6 +73,16 @@ def add_lora(
     return parameters
 
 
+def remove_lora(pipe: Any) -> None:
+    """Take what `add_lora` added out of the pipeline again; its weights stay as they were."""
+    denoiser = denoiser_module(pipe)
+    layers = [module for module in denoiser.modules() if isinstance(module, LoraLayer)]
+    for layer in layers:
+        layer.delete_adapter(TRAINED)
+    if not any(layer.lora_A for layer in layers):
+        _unwrap(denoiser)
+
+
 def trained_parameters(pipe: Any) -> dict[str, nn.Parameter]:
     """The parameters that `add_lora` made, by name."""
     parameters = denoiser_module(pipe).named_parameters()
@@ -159,15 +169,20 @@ def merge_lora(pipe: Any) -> None:
     """Add all active LoRAs to the weights they change and remove the adapters."""
     factors = lora_factors(pipe)
     for module in {getattr(pipe, layer.partition(".")[0]) for layer in factors}:
-        recurse_remove_peft_layers(module)
-        del module.peft_config
-        module._hf_peft_config_loaded = False
+        _unwrap(module)
     for layer, (down, up) in factors.items():
         component, _, name = layer.partition(".")
         weight = getattr(pipe, component).get_submodule(name).weight
         # On the CPU, as MPS has no float64.
         delta = (up.flatten(1).cpu().double() @ down.flatten(1).cpu().double()).view_as(weight)
         weight.data = (weight.data.cpu().double() + delta).to(weight)
+
+
+def _unwrap(module: Any) -> None:
+    """Put the layers that adapters were around back in their places."""
+    recurse_remove_peft_layers(module)
+    module.__dict__.pop("peft_config", None)  # diffusers' own, where it loaded a LoRA
+    module._hf_peft_config_loaded = False
 
 
 def _denoiser_name(pipe: Any) -> str:

@@ -1,13 +1,22 @@
 """The end of a run that several processes share."""
 
+import os
 from typing import Any
 
 import torch
+
+from align.models import best_device
 
 # The group of processes joins its threads as it is freed, and holds the interpreter's lock
 # meanwhile; one of them may wait for that lock to free its last barrier (seen with gloo, torch
 # 2.13: a process that had finished waited for ever). So it is not freed while the process lives.
 GROUPS: list[Any] = []
+
+
+def own_device(device: str | None) -> str:
+    """The device of this process: of several on a machine, each has its own card."""
+    device = device or best_device()
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" else device
 
 
 def end_training(accelerator: Any) -> None:

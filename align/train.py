@@ -33,7 +33,7 @@ from align.training.pictures import score_pictures
 from align.training.preferences import loss_of
 from align.training.report import model_card, write_report
 from align.training.runs import Run, start_trackers
-from align.training.session import open_session
+from align.training.session import name_given, open_session, trained_reward
 from align.training.update import Diverged, Interrupted, train_step
 
 log = logging.getLogger(__name__)
@@ -73,13 +73,14 @@ def train(
         raise ValueError("self_check trains nothing; call align.training.self_check.self_check")
     if config.dry_run:
         raise ValueError("dry_run trains nothing; call align.training.memory.plan")
+    config = name_given(config, reward, pipe)
     refuse_other_run(config)
-    with stop_signals() as stop_asked, clear_memory_errors():
-        if config.memory and pipe is None:
-            from align.training.memory import plan  # it imports what only planning needs
+    if config.memory and pipe is None:
+        from align.training.memory import plan  # it imports what only planning needs
 
-            config, _ = plan(config)
-        judge = HeldOutJudge(config) if config.judge else None
+        config, _ = plan(config, trained_reward(config, reward=reward))
+    with stop_signals() as stop_asked, clear_memory_errors():
+        judge = HeldOutJudge(config, everywhere=config.shard) if config.judge else None
         session = open_session(config, reward=reward, pipe=pipe)
         if config.cache_embeddings:
             session.embed.keep([*session.prompts.prompts, *(judge.prompts if judge else ())])
@@ -104,7 +105,7 @@ def carry_out(
     try:
         _begin(session, judge)
         _fit(session, judge, step, on_step)
-        return _finish(session, card)
+        return _finish(session, judge, card)
     finally:
         end_training(session.accelerator)
 
@@ -118,10 +119,13 @@ def _begin(session: Run, judge: HeldOutJudge | None) -> None:
         drop_metrics_after(session.folder, session.done)
     start_trackers(session)
     everyone = main or session.together  # sharded, no process can draw alone
-    if "pictures" not in course and (everyone or session.scale is not None):
-        terms = score_pictures(session, "before" if main else None)
-        course["pictures"] = {name: scores.mean().item() for name, scores in terms.items()}
-        if session.scale is not None:
+    begins = "pictures" not in course
+    unscaled = session.scale is not None and not session.scale.moments
+    if (begins and everyone) or unscaled:
+        terms = score_pictures(session, "before" if main and begins else None)
+        if begins:
+            course["pictures"] = {name: scores.mean().item() for name, scores in terms.items()}
+        if unscaled:
             session.scale.update(terms)
     if judge is not None and "base" not in course:
         judge(session)
@@ -129,6 +133,8 @@ def _begin(session: Run, judge: HeldOutJudge | None) -> None:
 
 def _fit(session: Run, judge: HeldOutJudge | None, step: Step, on_step: OnStep | None) -> None:
     """The updates. Whatever ends them, what has been reached is saved."""
+    if judge is not None and judge.gave_up(session):
+        return
     c, main, started = session.config, session.accelerator.is_main_process, time.monotonic()
     bar = tqdm(total=c.steps, initial=session.done, unit="step", disable=not main)
     try:
@@ -171,8 +177,6 @@ def _look(session: Run, judge: HeldOutJudge | None) -> dict[str, Any]:
         record["pictures"] = {name: scores.mean().item() for name, scores in terms.items()}
     if judge is not None and (_due(session, c.judge_every) or session.done == c.steps):
         record |= judge(session)
-        if "warning" in record:
-            log.warning("warning: step %d: %s", session.done, record["warning"])
     return record
 
 
@@ -185,8 +189,12 @@ def _log(session: Run, record: dict[str, Any]) -> None:
     session.accelerator.log(curves, step=session.done)
 
 
-def _finish(session: Run, card: Callable[[Any, dict[str, Any]], str]) -> TrainResult:
-    """Save everything, draw the last pictures and write the report."""
+def _finish(
+    session: Run, judge: HeldOutJudge | None, card: Callable[[Any, dict[str, Any]], str]
+) -> TrainResult:
+    """Judge what has not been judged, save everything, draw the last pictures, write the report."""
+    if judge is not None and judge.is_due(session):
+        judge(session)
     main = session.accelerator.is_main_process
     terms = score_pictures(session, "after" if main else None) if main or session.together else {}
     if main:

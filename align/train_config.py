@@ -165,7 +165,7 @@ class TrainConfig:
         check(
             self,
             at_least_1=("num_inference_steps", "height", "width", "judge_every", "patience"),
-            not_negative=("kl_weight", "sample_every", "checkpoint_every"),
+            not_negative=("kl_weight", "max_step_grad_norm", "sample_every", "checkpoint_every"),
         )
         check(self, at_least_1=("keep_checkpoints", "judge_images", "pair_timesteps"))
         if self.micro_batch_size and self.batch_size % self.micro_batch_size:
@@ -175,6 +175,11 @@ class TrainConfig:
             )
         if self.method == "dpo":
             self._check_groups()
+        for name in ("judge_prompts", "patience"):
+            if getattr(self, name) is not None and self.judge is None:
+                raise ValueError(f"{name} is {getattr(self, name)!r}, which needs a judge")
+        if self.shard and self.quantize:
+            raise ValueError("shard and quantize are both given; they cannot be combined")
         if self.lora_targets == ():
             raise ValueError("lora_targets is empty; name at least one layer, such as to_q")
         parse_window(self.grad_window, self.num_inference_steps)

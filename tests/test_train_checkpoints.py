@@ -112,25 +112,73 @@ def test_a_torn_checkpoint_falls_back_to_the_one_before(tmp_path, uninterrupted,
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"reward": "jpeg-complexity"}, r"was trained with reward 'jpeg', not 'jpeg-complexity'"),
+        ({"function": brightness}, r"was trained with reward 'random_reward', not 'brightness'"),
+        ({"function": "jpeg"}, r"was trained with reward 'random_reward', not 'jpeg'"),
         ({"model": "other"}, r"was trained with model 'tiny', not 'other'"),
         ({"lora_rank": 8}, r"was trained with lora_rank 2, not 8"),
+        ({"judge": "jpeg-complexity"}, r"was judged with judge 'jpeg', not 'jpeg-complexity'"),
+        ({"judge_images": 8}, r"was judged with judge_images 4, not 8"),
     ],
 )
 def test_another_run_is_refused(uninterrupted, tmp_path, changes, message):
+    settings = {"function": random_reward, "out": None, "resume": str(uninterrupted)}
     with pytest.raises(ValueError, match=message):
-        go(tmp_path, out=None, resume=str(uninterrupted), **changes)
+        go(tmp_path, **settings | changes)
+
+
+def copied(uninterrupted, tmp_path):
+    """The settings that go on with a copy of the uninterrupted run."""
+    shutil.copytree(uninterrupted, tmp_path / "run")
+    same = {"function": random_reward, "prompts": str(uninterrupted.parent / "prompts.txt")}
+    return same | {"out": None, "resume": str(tmp_path / "run")}
+
+
+def test_other_settings_are_told(uninterrupted, tmp_path, caplog):
+    settings = copied(uninterrupted, tmp_path)
+    with caplog.at_level(logging.WARNING):
+        go(tmp_path, **settings)
+        assert "other settings" not in caplog.text
+        go(tmp_path, seed=1, learning_rate=0.5, **settings)
+    said = "resumed with other settings (learning_rate 0.01, now 0.5, seed 0, now 1)"
+    assert said in caplog.text
+    assert "the optimizer keeps its learning rate" in caplog.text
+
+
+def test_a_torn_checkpoint_does_not_outlive_whole_ones(uninterrupted, tmp_path):
+    settings = copied(uninterrupted, tmp_path)
+    checkpoints_of_run = tmp_path / "run" / "checkpoints"
+    for name in ("step-3", "step-4"):
+        (checkpoints_of_run / name / "optimizer.pt").unlink()
+    go(tmp_path, **settings, keep_checkpoints=1, on_step=lambda record: record["step"] == 3)
+    assert [path.name for path in checkpoints_of_run.iterdir()] == ["step-3"]
+    assert read_checkpoint(checkpoints_of_run / "step-3") is not None
+
+
+def test_a_run_without_a_whole_checkpoint_is_not_begun_again(uninterrupted, tmp_path):
+    settings = copied(uninterrupted, tmp_path)
+    for folder in list_checkpoints(tmp_path / "run"):
+        (folder / "checkpoint.json").unlink()
+    records = read_metrics(tmp_path / "run")
+    with pytest.raises(ValueError, match=r"no checkpoint of .* is whole; start over"):
+        go(tmp_path, **settings)
+    assert read_metrics(tmp_path / "run") == records
+
+
+def test_a_run_that_lost_its_patience_makes_no_further_update(tmp_path):
+    settings = {"judge": "jpeg-complexity", "judge_every": 1, "patience": 1, "steps": 6}
+    done = go(tmp_path, **settings, learning_rate=0.05).steps
+    assert 0 < done < 6
+    again = go(tmp_path, **settings, learning_rate=0.05, out=None, resume=str(tmp_path / "run"))
+    assert again.steps == done
 
 
 def test_without_a_checkpoint_it_starts_at_zero(tmp_path):
-    result = go(tmp_path, steps=1, judge=None, out=None, resume=str(tmp_path / "run"))
+    result = go(tmp_path, steps=1, out=None, resume=str(tmp_path / "run"))
     assert result.steps == 1
 
 
 def test_a_finished_run_resumes_to_itself(tmp_path, uninterrupted):
-    shutil.copytree(uninterrupted, tmp_path / "run")
-    shutil.copy(uninterrupted.parent / "prompts.txt", tmp_path)
-    result = go(tmp_path, function=random_reward, out=None, resume=str(tmp_path / "run"))
+    result = go(tmp_path, **copied(uninterrupted, tmp_path))
     assert result.steps == 4
     assert_same(tmp_path / "run", uninterrupted)
 
@@ -147,8 +195,11 @@ def test_a_full_disk_leaves_the_earlier_checkpoints(tmp_path, monkeypatch):
 
     monkeypatch.setattr(checkpoints, "save_file", save_file)
     with pytest.raises(OSError, match=r"the disk is full: .*step-3 was not written"):
-        go(tmp_path, judge=None)
+        go(tmp_path, judge=None, judge_prompts=None)
     names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
     assert names == ["step-1", "step-2"]
     monkeypatch.undo()
-    assert go(tmp_path, judge=None, out=None, resume=str(tmp_path / "run")).steps == 4
+    assert (
+        go(tmp_path, judge=None, judge_prompts=None, out=None, resume=str(tmp_path / "run")).steps
+        == 4
+    )

@@ -8,10 +8,12 @@ import threading
 import pytest
 import torch
 from tiny import build
-from train_helpers import LORA, PROMPTS, brightness, run
+from train_helpers import LORA, PROMPTS, brightness, run, small_config
 
 from align.cli import main
 from align.run import read_metrics
+from align.train import train
+from align.training import memory
 from align.training.update import Diverged
 
 
@@ -135,6 +137,10 @@ def test_rewards_that_cannot_train(tmp_path, reward, message):
         ({"judge": "jpeg"}, "--judge-prompts is needed with --judge and tiny"),
         ({"judge": "jpeg", "judge_prompts": "scenes-heldout-b"}, "kept for the final measurement"),
         ({"judge": "jpg", "judge_prompts": "animals"}, "unknown reward 'jpg'"),
+        ({"judge_prompts": "animals"}, "judge_prompts is 'animals', which needs a judge"),
+        ({"patience": 3}, "patience is 3, which needs a judge"),
+        ({"max_step_grad_norm": -1.0}, "max_step_grad_norm is -1.0"),
+        ({"shard": True, "quantize": "8bit"}, "shard and quantize are both given"),
     ],
 )
 def test_wrong_settings(tmp_path, changes, message, monkeypatch):
@@ -157,6 +163,18 @@ def test_memory_errors_say_what_to_lower(tmp_path):
 
     with pytest.raises(MemoryError, match="out of memory; lower --micro-batch-size"):
         run(tmp_path, reward=Faulty(1, huge))
+
+
+def test_a_model_too_large_for_the_card_says_what_is_the_least(tmp_path, monkeypatch, tiny_folder):
+    monkeypatch.setattr(memory, "memory_limit", lambda config: 1.0)
+    config = small_config(tmp_path, model=tiny_folder, memory="12gb")
+    with pytest.raises(MemoryError, match=r"does not fit 12gb: the smallest setting needs"):
+        train(config, reward=brightness)
+
+
+def test_a_constant_reward_is_refused_beside_a_distance_to_the_base(tmp_path):
+    with pytest.raises(ValueError, match="the reward's gradient is zero"):
+        run(tmp_path, reward=lambda images, prompts: images.mean((1, 2, 3)) * 0, kl_weight=0.1)
 
 
 def test_an_upload_that_fails_says_where_the_lora_is(tmp_path):

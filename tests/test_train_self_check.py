@@ -8,6 +8,7 @@ import torch
 from tiny import build
 from train_helpers import brightness, small_config
 
+import align
 from align.cli import main
 from align.training.self_check import findings_text, self_check
 
@@ -31,6 +32,51 @@ def test_a_sound_model_passes_and_nothing_is_written(tmp_path):
     assert all(finding.passed for finding in findings), findings_text(findings)
     assert "one update of 2 images (last 3 of 3) peaks at" in findings[2].text
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["lcm", "pixart-sigma", "sd3", "flux-dev", "sana-sprint"])
+def test_sound_models_of_other_families_pass(tmp_path, name):
+    size = {"height": 32, "width": 32} if name == "sana-sprint" else {}
+    findings = self_check(small_config(tmp_path, **size), reward=brightness, pipe=build(name))
+    assert all(finding.passed for finding in findings), findings_text(findings)
+
+
+def test_half_precision_says_where_it_cannot_tell(tmp_path):
+    pipe = build("sd").to(torch.bfloat16)
+    parity, gradient, _ = self_check(small_config(tmp_path), reward=brightness, pipe=pipe)
+    assert parity.passed
+    assert "<= 0.03" in parity.text
+    assert gradient.passed
+    assert "half precision is too coarse to check it" in gradient.text
+
+
+def test_the_pipeline_is_given_back_as_it_was(tmp_path):
+    pipe = build("sd")
+    before = {name: p.clone() for name, p in pipe.unet.named_parameters()}
+    settings = {"cache_embeddings": True, "normalize_rewards": True}
+    assert all(f.passed for f in self_check(small_config(tmp_path, **settings), reward=brightness,
+                                            pipe=pipe))  # fmt: skip
+    after = dict(pipe.unet.named_parameters())
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert pipe.text_encoder is not None
+    align.train(small_config(tmp_path, steps=1), reward=brightness, pipe=pipe)
+
+
+def test_what_is_checked_is_the_plan_for_the_card(tmp_path, monkeypatch):
+    seen = []
+
+    def planned(config, reward):
+        seen.append(reward.differentiable)
+        return dataclasses.replace(config, batch_size=4), None
+
+    monkeypatch.setattr("align.training.self_check.plan", planned)
+    build("sd").save_pretrained(tmp_path / "model")
+    findings = self_check(
+        small_config(tmp_path, model=str(tmp_path / "model"), memory="12gb"), reward=brightness
+    )
+    assert seen == [True]
+    assert "one update of 4 images" in findings[2].text
 
 
 def test_a_wrong_gradient_fails(tmp_path):

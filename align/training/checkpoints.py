@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,13 @@ from align.training.runs import Run
 
 log = logging.getLogger(__name__)
 IDENTITY = ("model", "reward", "lora_rank", "lora_alpha", "lora_targets", "optimizer", "method")
+# What may change in a resumed run, which is then no longer what the uninterrupted one had been.
+COURSE = (
+    "seed", "prompts", "batch_size", "grad_window", "num_inference_steps", "guidance_scale", "eta",
+    "learning_rate", "lr_schedule", "warmup_steps", "weight_decay", "max_grad_norm",
+    "max_step_grad_norm", "kl_weight", "ema_decay", "group_size", "normalize_rewards",
+)  # fmt: skip
+JUDGED_BY = ("judge", "judge_prompts", "judge_images")
 FILES = ("lora.safetensors", "optimizer.pt")
 
 
@@ -65,6 +73,7 @@ def _write(session: Run, part: Path) -> None:
     state = {
         "step": session.done,
         "identity": _identity(session.config),
+        "settings": _settings(session.config, (*COURSE, *JUDGED_BY)),
         "schedule": {k: v for k, v in session.schedule.state_dict().items() if k != "lr_lambdas"},
         "ema": ema,
         "scaler": scaler.state_dict() if scaler else None,
@@ -81,15 +90,24 @@ def _write(session: Run, part: Path) -> None:
 def resume(session: Run) -> bool:
     """Load the newest whole checkpoint of the session's folder; False where there is none.
 
-    A torn one is passed over with a warning. Raises ValueError where the checkpoint is of another
-    model, reward or LoRA.
+    A torn one is passed over with a warning, and removed once an older one is loaded. Raises
+    ValueError where the checkpoint is of another model, reward or LoRA, or all are torn.
     """
-    for folder in list_checkpoints(session.folder):
+    folders = list_checkpoints(session.folder)
+    for number, folder in enumerate(folders):
         state = read_checkpoint(folder)
         if state is not None:
             check_identity(session.config, state, session.folder)
             _load(session, folder, state)
+            if session.accelerator.is_main_process:
+                for torn in folders[:number]:
+                    shutil.rmtree(torn)
             return True
+    if folders:
+        raise ValueError(
+            f"no checkpoint of {session.folder} is whole; start over with another --out or with "
+            "--overwrite"
+        )
     return False
 
 
@@ -118,11 +136,11 @@ def read_checkpoint(folder: Path) -> dict[str, Any] | None:
         state = json.loads((folder / "checkpoint.json").read_text(encoding="utf-8"))
         damaged = [n for n, digest in state["sha256"].items() if _sha256(folder / n) != digest]
     except (OSError, ValueError, KeyError) as error:
-        log.warning("warning: %s is damaged (%s); trying the one before it", folder, error)
+        log.warning("warning: %s is damaged (%s); looking for an older one", folder, error)
         return None
     if damaged:
         names = ", ".join(damaged)
-        log.warning("warning: %s is damaged (%s); trying the one before it", folder, names)
+        log.warning("warning: %s is damaged (%s); looking for an older one", folder, names)
         return None
     return state
 
@@ -135,6 +153,25 @@ def check_identity(config: Any, state: dict[str, Any], run: Path) -> None:
                 f"{run} was trained with {name} {state['identity'].get(name)!r}, not {value!r}; "
                 f"resume it with that, or give another --out"
             )
+    if config.judge is not None:
+        for name, value in _settings(config, JUDGED_BY).items():
+            if state["settings"].get(name) != value:
+                raise ValueError(
+                    f"{run} was judged with {name} {state['settings'].get(name)!r}, not {value!r}; "
+                    "a judge has to see a run from its start"
+                )
+
+
+def warn_about_changes(config: Any, state: dict[str, Any]) -> None:
+    """Say which settings a resumed run has otherwise than its checkpoint."""
+    now, then = _settings(config, COURSE), state["settings"]
+    changed = [name for name in now if then.get(name) != now[name]]
+    if changed:
+        log.warning(
+            "warning: resumed with other settings (%s): the run is not what it would have been%s",
+            ", ".join(f"{name} {then.get(name)!r}, now {now[name]!r}" for name in changed),
+            ", and the optimizer keeps its learning rate" if "learning_rate" in changed else "",
+        )
 
 
 def drop_metrics_after(folder: Path, step: int) -> None:
@@ -149,6 +186,10 @@ def _identity(config: Any) -> dict[str, Any]:
     values = {name: value for name, value in to_dict(config).items() if name in IDENTITY}
     values["lora_targets"] = config.lora_targets and list(config.lora_targets)
     return values
+
+
+def _settings(config: Any, names: Sequence[str]) -> dict[str, Any]:
+    return {name: value for name, value in to_dict(config).items() if name in names}
 
 
 def _load(session: Run, folder: Path, state: dict[str, Any]) -> None:
@@ -169,6 +210,8 @@ def _load(session: Run, folder: Path, state: dict[str, Any]) -> None:
         session.scale.moments = {name: (mean, square) for name, (mean, square) in moments}
     session.done = session.saved = state["step"]
     session.course = state["course"]
+    if session.accelerator.is_main_process:
+        warn_about_changes(session.config, state)
 
 
 def _sha256(path: Path) -> str:

@@ -37,7 +37,7 @@ class Embeddings:
         """
         self.all_kept = True
         for prompt in dict.fromkeys(prompts):
-            self.made[prompt] = {k: v.to("cpu") for k, v in self._one(prompt).items()}
+            self._one(prompt)
         for name in self._encoders():
             setattr(self.pipe, name, None)
         gc.collect()
@@ -63,8 +63,9 @@ class Embeddings:
             encoder.to("cpu")
         if len(self.made) >= REMEMBERED and not self.all_kept:
             self.made.pop(next(iter(self.made)))
-        self.made[prompt] = embeds
-        return embeds
+        # In main memory: a thousand of FLUX's would take four gigabytes of a card.
+        self.made[prompt] = {name: rows.to("cpu") for name, rows in embeds.items()}
+        return self.made[prompt]
 
     def _encoders(self) -> dict[str, nn.Module]:
         return {

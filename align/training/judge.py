@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 from align.lora import save_lora
-from align.models import best_device
+from align.processes import own_device
 from align.prompts import PromptSet, default_prompts, load_prompts
 from align.rewards import load_judge
 from align.training.pictures import spread
@@ -29,14 +30,17 @@ RESERVED = "scenes-heldout-b"  # final figures are measured on it, so nothing is
 class HeldOutJudge:
     """Judges the same held-out images every time; `session.course` keeps the best.
 
-    Raises ValueError for prompts that are kept for the final measurement, or missing ones.
+    `everywhere`: all processes measure, not the main one alone. Raises ValueError for prompts that
+    are kept for the final measurement, or missing ones.
     """
 
-    def __init__(self, config: Any):
+    def __init__(self, config: Any, everywhere: bool = False):
         assert config.judge is not None  # who makes a judge has one
         prompts = judge_prompts(config)
         rows = spread(len(prompts), max(config.judge_images // NOISES, 1))
-        self.judge = load_judge(config.judge, config.device or best_device())
+        # Only who measures holds the judge's weights.
+        measures = everywhere or os.environ.get("RANK", "0") == "0"
+        self.judge = load_judge(config.judge, own_device(config.device)) if measures else None
         self.prompts = [prompts.prompts[row] for row in rows for _ in range(NOISES)]
         self.metadata = [prompts.metadata[row] for row in rows for _ in range(NOISES)]
         self.patience = config.patience
@@ -44,6 +48,7 @@ class HeldOutJudge:
     @torch.no_grad()
     def measure(self, session: Run) -> dict[str, Any]:
         """Judge's and trained reward's scores by image, and the diversity, of the present model."""
+        assert self.judge is not None  # in this process
         seed = session.config.seed
         seeds = [image_seed("judge", seed, 0, i) for i in range(len(self.prompts))]
         images = session.draw(self.prompts, seeds)
@@ -77,12 +82,19 @@ class HeldOutJudge:
             "judge_reward": sum(figures["reward"]) / len(figures["reward"]),
             "diversity": figures["diversity"],
         }
-        warning = hacking_warning(best["base"], figures)
-        return record | ({"warning": warning} if warning else {})
+        if warning := hacking_warning(best["base"], figures):
+            record["warning"] = warning
+            log.warning("warning: step %d: %s", session.done, warning)
+        best["last"] = record | {"step": session.done}
+        return record
 
     def gave_up(self, session: Run) -> bool:
         """Whether `patience` judgments have passed without a new best."""
         return self.patience is not None and session.course["since"] >= self.patience
+
+    def is_due(self, session: Run) -> bool:
+        """Whether the model as it is has not been judged yet."""
+        return session.course.get("last", {}).get("step") != session.done
 
 
 def judge_prompts(config: Any) -> PromptSet:

@@ -28,22 +28,22 @@ def write_report(
     `card(config, report)` is the text of the LoRA's card.
     """
     c, records = session.config, read_metrics(session.folder)
-    judged = [record for record in records if "judge" in record]
+    last = session.course.get("last")  # judgment, of the weights that are saved
     report: dict[str, Any] = {
         "steps": session.done,
         "pictures": {"before": session.course.get("pictures", {}), "after": after},
         "seconds": sum(record["seconds"] for record in records),
-        "warnings": [r["warning"] for r in judged[-1:] if "warning" in r],
+        "warnings": [last["warning"]] if last and "warning" in last else [],
     }
-    if judged:
+    if last:
         base = session.course["base"]
         report["judge"] = {
             "before": sum(base["judge"]) / len(base["judge"]),
-            "after": judged[-1]["judge"],
+            "after": last["judge"],
             "best": session.course["score"],
             "best_step": session.course["step"],
             "diversity_before": base["diversity"],
-            "diversity_after": judged[-1]["diversity"],
+            "diversity_after": last["diversity"],
         }
     write_json(session.folder / "report.json", report)
     for name in PAIR:

@@ -1,5 +1,6 @@
 """All that a training run holds: the pipeline with its LoRA, reward, prompts, optimizer."""
 
+import dataclasses
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from align.config import TrainConfig
 from align.denoisers import denoiser_module, image_size
 from align.lora import add_lora
 from align.models import default_dtype, load_pipeline, torch_device, torch_dtype
+from align.processes import own_device
 from align.prompt_words import warn_about_prompts
 from align.prompts import PromptSet, default_prompts, load_prompts
 from align.rewards import load_reward
@@ -72,7 +74,8 @@ class Session:
     lora_metadata: dict[str, str] | None = None
     course: dict[str, Any] = field(default_factory=dict)
     """What a resumed run has to know: the base's `pictures` scores, and the judge's figures of
-    the base (`base`) with `score`, `step` and `since` (judgments without a better one) of the best.
+    the base (`base`), of the `last` judgment, and `score`, `step` and `since` (judgments without a
+    better one) of the best.
     """
 
     @property
@@ -185,6 +188,19 @@ def open_session(config: TrainConfig, *, reward: Any = None, pipe: Any = None) -
     )
 
 
+def name_given(config: TrainConfig, reward: Any, pipe: Any) -> TrainConfig:
+    """The config with the names of what stands in for its reward and model, for all that is
+    written about the run."""
+    changes = {}
+    if isinstance(reward, str):
+        changes["reward"] = reward
+    elif reward is not None:
+        changes["reward"] = ", ".join(load_reward(reward).functions)
+    if pipe is not None and config.model == TrainConfig.model:  # nobody named another
+        changes["model"] = str(pipe.config.get("_name_or_path") or type(pipe).__name__)
+    return dataclasses.replace(config, **changes) if changes else config
+
+
 def make_accelerator(config: TrainConfig, pipe: Any = None) -> tuple[Accelerator, torch.device]:
     """Accelerate's processes, accumulation and loss scaling; the device is ours to choose.
 
@@ -193,7 +209,7 @@ def make_accelerator(config: TrainConfig, pipe: Any = None) -> tuple[Accelerator
     check_tracker(config.tracker)
     # A run before in this process may have had another precision or device.
     AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
-    device = torch_device(config.device)
+    device = torch_device(own_device(config.device))
     precision = torch_dtype(config.dtype) or default_dtype(config.model, device)
     if pipe is not None:
         device, precision = denoiser_module(pipe).device, denoiser_module(pipe).dtype

@@ -208,7 +208,7 @@ def _step(session: Session, update: int) -> float:
     norm = float(norm)  # pyright: ignore[reportArgumentType]
     if not math.isfinite(norm) and accelerator.scaler is None:  # a scaler skips such a step
         raise Diverged(f"the gradient's norm is {norm}")
-    if norm == 0 and update == 0 and c.kl_weight == 0:
+    if norm == 0 and update == 0:  # the distance to the base has no gradient there either
         raise ValueError(
             "the reward's gradient is zero: its scores do not change with the images "
             "(a constant, or a threshold)"
