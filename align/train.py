@@ -260,6 +260,6 @@ def clear_memory_errors() -> Iterator[None]:
             raise
         raise MemoryError(
             "out of memory; lower --micro-batch-size, keep fewer steps with --grad-window (1 needs "
-            "least), leave --checkpointing on, lower --height and --width, or name your card's "
-            "size with --memory"
+            "least), leave --checkpointing on, try --cache-embeddings, --vae-tiling and --offload, "
+            "lower --height and --width, or name your card's size with --memory"
         ) from error

@@ -25,14 +25,15 @@ from pathlib import Path
 GIB = 2**30
 # docs/recipes: the architecture and what the command line sets.
 RECIPES = {
-    "sd15-hps-16gb": ("sd15", {"preset": "alignprop-hps", "memory": "12gb", "dtype": "float16"}),
-    "sdxl-24gb": ("sdxl", {"preset": "draft-1", "memory": "16gb"}),
+    "sd15-hps-16gb": ("sd15", {"preset": "alignprop-hps", "memory": "16gb", "dtype": "float16"}),
+    "sdxl-24gb": ("sdxl", {"preset": "draft-1", "memory": "24gb"}),
     "flux-24gb": (
         "flux-dev",
         {"preset": "draft-1", "memory": "24gb", "quantize": "4bit", "guidance_scale": 3.5,
          "num_inference_steps": 28},
     ),
 }  # fmt: skip
+HPS_WEIGHTS = 986_109_441  # of a ViT-H/14 CLIP, in float32
 
 
 def status(field: str) -> int:
@@ -157,15 +158,17 @@ def print_estimates(names: list[str]) -> None:
 
 
 def print_recipes() -> None:
-    """The estimate of each recipe, by part, and what --memory changes for it."""
+    """The estimate of each recipe with HPS, by part, and what --memory changes for it."""
+    import torch
     from architectures import without_weights
 
     from align.config import TrainConfig
     from align.training import memory
 
+    hps = torch.nn.Linear(HPS_WEIGHTS, 1, bias=False, device="meta")
     for name, (architecture, changes) in RECIPES.items():
         given = TrainConfig(model=architecture, prompts="animals", dry_run=True, **changes)
-        needs = memory.Needs(given, pipe=without_weights(architecture))
+        needs = memory.Needs(given, reward=hps, pipe=without_weights(architecture))
         print(f"== {name}\n{memory.plan_text(given, *memory.plan(given, needs=needs))}", flush=True)
 
 
