@@ -18,6 +18,10 @@ ANIMALS: str = (
 )
 
 
+# Final figures are measured on it: nothing is trained on it, and nothing chosen by it.
+RESERVED = "scenes-heldout-b"
+
+
 @dataclass(frozen=True)
 class PromptSet:
     """Prompts and, for each of them, what else the file says about it (handed to rewards)."""
@@ -44,6 +48,17 @@ def default_prompts(model: str) -> str:
     raise ValueError(
         f"--prompts is needed with {model}: a file or one of {', '.join(builtin_names())}"
     )
+
+
+def training_prompts(config: Any) -> PromptSet:
+    """The prompts that a run trains on. Raises ValueError for those kept for the measurement."""
+    prompts = load_prompts(config.prompts or default_prompts(config.model))
+    if prompts.name == RESERVED:
+        raise ValueError(
+            f"prompts is {RESERVED!r}, which is kept for the final measurement; train on another "
+            "set, such as scenes-heldout-a"
+        )
+    return prompts
 
 
 def load_prompts(name_or_path: str | Path) -> PromptSet:

@@ -31,7 +31,7 @@ from align.nar.load import load_nar_pipeline
 from align.nar.losses import inner_update
 from align.nar.pipeline import POLICY_KEY
 from align.precision import fast_bfloat16
-from align.prompts import PromptSet, default_prompts, draw_prompts, load_prompts
+from align.prompts import PromptSet, draw_prompts, training_prompts
 from align.rewards import load_reward
 from align.run import check_folder, open_run
 from align.train import OnStep, TrainResult, carry_out, clear_memory_errors, stop_signals
@@ -132,7 +132,7 @@ def open_session(config: NarAlignConfig, *, reward: Any = None, pipe: Any = None
     """Check everything the user gave, load it, and make the run's folder last."""
     check_folder(config.out, config.overwrite, config.resume)
     check_tracker(config.tracker)
-    prompts = load_prompts(config.prompts or default_prompts(config.model))
+    prompts = training_prompts(config)
     accelerator = make_accelerator(config, pipe)
     reward = load_reward(config.reward if reward is None else reward, accelerator.device)
     reward.eval().requires_grad_(False)

@@ -39,6 +39,11 @@ class Combination:
     kind: str
     items: tuple[tuple["Term | Combination", float], ...]
 
+    def kind_within(self, *kinds: str) -> bool:
+        """Whether this combination, or one within it, is of one of these kinds."""
+        parts = [part for part, _ in self.items if isinstance(part, Combination)]
+        return self.kind in kinds or any(part.kind_within(*kinds) for part in parts)
+
 
 def leaves(node: Term | Combination) -> list[Term]:
     """The terms of an expression in order, each once."""

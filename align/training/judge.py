@@ -14,7 +14,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from align.lora import save_lora
 from align.processes import own_device
-from align.prompts import PromptSet, default_prompts, load_prompts
+from align.prompts import RESERVED, PromptSet, load_prompts, training_prompts
 from align.rewards import load_judge
 from align.training.pictures import spread
 from align.training.runs import Run
@@ -24,7 +24,6 @@ log = logging.getLogger(__name__)
 NOISES = 2  # images per prompt, so that their diversity can be told
 DIVERSITY_SHARE = 0.8  # of the base's; below it the warning comes
 STANDARD_ERRORS = 2.0  # a rise or fall within this many counts as none
-RESERVED = "scenes-heldout-b"  # final figures are measured on it, so nothing is chosen by it
 
 
 class HeldOutJudge:
@@ -111,7 +110,7 @@ def judge_prompts(config: Any) -> PromptSet:
             f"judge_prompts is {prompts.name!r}; {RESERVED} is kept for the final measurement, "
             "choose the best LoRA by other prompts, such as scenes-heldout-a"
         )
-    trained_on = load_prompts(config.prompts or default_prompts(config.model))
+    trained_on = training_prompts(config)
     shared = len(set(prompts.prompts) & set(trained_on.prompts))
     if shared:
         log.warning("warning: %d of the judge's prompts are also trained on", shared)

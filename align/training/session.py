@@ -22,7 +22,7 @@ from align.lora import add_lora
 from align.models import default_dtype, load_pipeline, torch_device, torch_dtype
 from align.processes import own_device
 from align.prompt_words import warn_about_prompts
-from align.prompts import PromptSet, default_prompts, load_prompts
+from align.prompts import PromptSet, training_prompts
 from align.rewards import load_reward
 from align.run import check_folder, open_run
 from align.training.embeddings import Embeddings
@@ -130,9 +130,14 @@ def open_session(config: TrainConfig, *, reward: Any = None, pipe: Any = None) -
             "shard needs a window that all processes share, and grad_window is "
             f"{config.grad_window!r}; use random"
         )
-    prompts = load_prompts(config.prompts or default_prompts(config.model))
+    prompts = training_prompts(config)
     accelerator, device = make_accelerator(config, pipe)
     reward = trained_reward(config, device, reward)
+    if config.normalize_rewards and reward.expression.kind_within("z", "product"):
+        raise ValueError(
+            "normalize_rewards is for sums and minima of rewards; z(...) normalizes already, and a "
+            "product of deviations has no meaning"
+        )
     if pipe is None:
         pipe = load_pipeline(
             config.model,
