@@ -276,7 +276,7 @@ def _read_through_diffusers(pipe: Any, source: str) -> Factors:
     try:
         pipe.load_lora_weights(given, adapter_name=READING)
     except Exception as error:  # anything from KeyError to RuntimeError
-        reason = str(error).splitlines()[0]
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"{path} is no LoRA of a {type(pipe).__name__} ({reason})") from error
     factors = {
         f"{component}.{name}": _factors_of(layer, READING)

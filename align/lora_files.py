@@ -171,6 +171,8 @@ def write_kohya(factors: Factors, path: str | Path, metadata: dict[str, str] | N
     tensors = {}
     for layer, (down, up) in factors.items():
         component, _, name = layer.partition(".")
+        if name.startswith("encoder.layers."):  # CLIP's, which some classes of it keep unwrapped
+            name = f"text_model.{name}"
         key = f"{prefixes[component]}_{name.replace('.', '_')}"
         tensors[f"{key}.lora_down.weight"] = down
         tensors[f"{key}.lora_up.weight"] = up

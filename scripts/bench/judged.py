@@ -12,6 +12,7 @@ from scipy.stats import bootstrap
 
 import align
 from align import scenes
+from align.lora import merge_lora
 from align.run import to_pil
 from align.training.judge import diversity
 
@@ -32,8 +33,9 @@ def judge(
     """By measure, a value for each prompt and noise; `diversity` has one a prompt.
 
     Noise j of prompt i is seeded with 1000 i + j. `look` sees the images [prompts, noises, 3, h, w]
-    of a few prompts at a time.
+    of a few prompts at a time. A LoRA in the pipeline is merged into it.
     """
+    merge_lora(pipe)  # pictures take a third less time so
     rewards = {name: align.load_reward(name) for name in REWARDS}
     found: dict[str, list] = {name: [] for name in (*MEASURES, "diversity")}
     for i in range(0, len(prompts), PROMPTS_AT_ONCE):
