@@ -37,8 +37,8 @@ _DRAFT = {
 
 PRESETS: dict[str, dict[str, Any]] = {
     # For `embedded/scenes` on two CPU cores: few steps, all with gradient, as layout is decided
-    # in the first ones. Pilots of scripts/bench/alignprop_gain.py got worse at larger rates; no
-    # setting has shown a gain yet (docs/benchmarks.md).
+    # in the first ones. Pilots of scripts/bench/alignprop_gain.py got worse at larger rates, and
+    # none gained in the verifier's eyes: for that, take embedded-dpo (docs/benchmarks.md).
     "embedded": {
         "steps": 130,
         "batch_size": 8,

@@ -66,6 +66,31 @@ def test_the_estimate_is_the_peak_of_a_real_update(tmp_path):
     assert parts["activations"] == pytest.approx(counted.peak - gradients, rel=0.15)
 
 
+def measured(folder, steps, **changes):
+    """Bytes of a real update beside the weights: what the loss's graph holds, and the peak."""
+    session = small_session(folder / str(steps), num_inference_steps=steps, **changes)
+    session.embed(session.prompts.prompts)
+    with LiveBytes() as counted:
+        loss = batch_loss(session, 0, [0]).loss
+        held = counted.live
+        loss.backward()
+    return held, counted.peak
+
+
+@pytest.mark.parametrize("window", ["1", "draft-lv:2", "refl", "sparse:1", "drtune:2"])
+def test_steps_outside_the_window_take_no_memory(tmp_path, window):
+    few, many = (measured(tmp_path, n, grad_window=window, checkpointing=False) for n in (4, 20))
+    for short, long in zip(few, many, strict=True):
+        assert long <= 1.01 * short  # one more latent a step would be 2 % already
+
+
+def test_steps_inside_the_window_take_memory(tmp_path):
+    """What the test above measures does grow where it must."""
+    few, many = (measured(tmp_path, n, grad_window="all", checkpointing=False) for n in (4, 20))
+    for short, long in zip(few, many, strict=True):
+        assert long > 3 * short
+
+
 def test_the_estimate_knows_what_saves_memory(folder):
     needs = Needs(config_of(folder))
 

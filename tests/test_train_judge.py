@@ -4,9 +4,10 @@ import json
 
 import pytest
 import torch
-from train_helpers import LORA, run
+from train_helpers import LORA, run, small_config
 
-from align.training.judge import diversity, hacking_warning, paired
+from align.scenes.dataset import prompt_set
+from align.training.judge import diversity, hacking_warning, judge_prompts, paired
 
 
 def test_the_judge_keeps_the_best_and_stops(tmp_path):
@@ -54,6 +55,42 @@ def test_hacking_is_a_rise_with_a_fall():
     assert same is not None
     assert "diversity is 50% of the base" in same
     assert hacking_warning(base, base | {"judge": [0, 0, 0]}) is None
+
+
+@pytest.mark.parametrize(
+    ("rise", "fall", "share", "warned"),
+    [
+        (2.01, 2.01, 1.0, True),
+        (1.99, 2.01, 1.0, False),
+        (2.01, 1.99, 1.0, False),
+        (2.01, 0.0, 0.79, True),
+        (2.01, 0.0, 0.81, False),
+        (1.99, 0.0, 0.79, False),
+    ],
+)
+def test_hacking_begins_at_two_standard_errors_and_four_fifths(rise, fall, share, warned):
+    """Two differences of x - 1 and x + 1 have the mean x and the standard error 1."""
+    base = {"reward": [3, 5], "judge": [7, 4], "diversity": 0.5}
+    now = {
+        "reward": [3 + rise - 1, 5 + rise + 1],
+        "judge": [7 - fall - 1, 4 - fall + 1],
+        "diversity": 0.5 * share,
+    }
+    assert (hacking_warning(base, now) is not None) == warned
+
+
+def test_the_other_half_is_refused_in_a_users_file_too(tmp_path, monkeypatch):
+    # a set's categories play no part and take seconds
+    monkeypatch.setattr(
+        "align.scenes.dataset.prompt_categories", lambda prompts: [""] * len(prompts)
+    )
+    file = tmp_path / "judge.txt"
+    config = small_config(tmp_path, judge="jpeg", judge_prompts=str(file))
+    file.write_text("a cat\na dog")
+    assert judge_prompts(config).prompts == ["a cat", "a dog"]
+    file.write_text(f"a cat\n{prompt_set('scenes-heldout-b')[-1]}\na dog")
+    with pytest.raises(ValueError, match="scenes-heldout-b is kept for the final measurement"):
+        judge_prompts(config)
 
 
 def test_diversity_is_zero_for_equal_images_and_blind_to_noise():
