@@ -3,6 +3,7 @@
 import functools
 import itertools
 import math
+from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -12,7 +13,7 @@ from train_helpers import run, small_config, small_session, weights
 
 from align.lora import trained_parameters
 from align.training.embeddings import Embeddings
-from align.training.update import train_step
+from align.training.update import batch_loss, saved_on_cpu, train_step
 
 
 def updates(folder, count=1, **changes):
@@ -60,6 +61,24 @@ def test_offloading_changes_nothing(tmp_path, monkeypatch, checkpointing):
     assert torch.equal(away, plain)
 
 
+def test_weights_are_not_copied_where_the_backward_pass_waits(tmp_path, monkeypatch):
+    session, packed = small_session(tmp_path, offload=True, checkpointing=False), []
+    saver = torch.autograd.graph.save_on_cpu()
+
+    def pack(tensor):
+        packed.append(tensor.untyped_storage().data_ptr())
+        return saver.pack_hook(tensor)
+
+    counted = SimpleNamespace(pack_hook=pack, unpack_hook=saver.unpack_hook)
+    monkeypatch.setattr(torch.autograd.graph, "save_on_cpu", lambda **settings: counted)
+    with saved_on_cpu(session):
+        batch_loss(session, 0, [0]).loss.backward()
+    parts = (session.pipe.unet, session.pipe.vae)
+    weights = {p.untyped_storage().data_ptr() for part in parts for p in part.parameters()}
+    assert len(packed) > 100
+    assert not weights & set(packed)
+
+
 @pytest.mark.parametrize("offload", [True, False])
 def test_offloaded_text_encoders_are_on_the_device_only_to_encode(tmp_path, monkeypatch, offload):
     pipe, course = build("sd"), []
@@ -79,12 +98,9 @@ def test_compiling_changes_nothing(tmp_path, monkeypatch):
     """The compiled denoiser runs with a gradient, without, and for the distance to the base
     without its LoRA as well."""
     graphs, real = [], torch.compile
-    half = {
-        "down_block_types": ("CrossAttnDownBlock2D",),
-        "up_block_types": ("CrossAttnUpBlock2D",),
-    }
-    half |= {"block_out_channels": (8,), "mid_block_type": None}  # quicker to trace
-    monkeypatch.setattr(tiny, "unet", functools.partial(tiny.unet, **half))
+    down, up = ("CrossAttnDownBlock2D",), ("CrossAttnUpBlock2D",)  # few blocks trace sooner
+    small = {"down_block_types": down, "up_block_types": up, "block_out_channels": (8,)}
+    monkeypatch.setattr(tiny, "unet", functools.partial(tiny.unet, mid_block_type=None, **small))
 
     def backend(graph, inputs):
         graphs.append(graph)

@@ -4,6 +4,7 @@ Judging, checkpoints, pictures and reports are those of `align.train`; here is w
 an update's images are drawn, scored and turned into a loss (`align.nar.policy`).
 """
 
+import dataclasses
 import json
 import math
 import time
@@ -38,7 +39,7 @@ from align.train import OnStep, TrainResult, carry_out, clear_memory_errors, sto
 from align.training.checkpoints import refuse_other_run
 from align.training.judge import HeldOutJudge
 from align.training.runs import check_tracker
-from align.training.session import SCHEDULES
+from align.training.session import SCHEDULES, reward_name
 from align.training.update import Diverged, agree
 from align.training.windows import image_seed
 
@@ -117,6 +118,8 @@ def align_nar(
     before that update saved, where a score or the gradient is no longer a finite number;
     KeyboardInterrupt after saving.
     """
+    if reward is not None:
+        config = dataclasses.replace(config, reward=reward_name(reward))
     refuse_other_run(config)
     with stop_signals() as stop_asked, clear_memory_errors():
         judge = HeldOutJudge(config) if config.judge else None

@@ -16,6 +16,7 @@ from align.lora import save_lora
 from align.processes import own_device
 from align.prompts import RESERVED, PromptSet, load_prompts, training_prompts
 from align.rewards import load_judge
+from align.scenes.dataset import prompt_set
 from align.training.pictures import spread
 from align.training.runs import Run
 from align.training.windows import image_seed
@@ -104,7 +105,7 @@ def judge_prompts(config: Any) -> PromptSet:
             "that is not trained on"
         )
     prompts = load_prompts(config.judge_prompts or "scenes-heldout-a")
-    reserved = set(load_prompts(RESERVED).prompts) if config.judge_prompts else set()
+    reserved = set(prompt_set(RESERVED)) if config.judge_prompts else set()
     if prompts.name == RESERVED or reserved & set(prompts.prompts):
         raise ValueError(
             f"judge_prompts is {prompts.name!r}; {RESERVED} is kept for the final measurement, "

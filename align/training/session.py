@@ -196,14 +196,15 @@ def open_session(config: TrainConfig, *, reward: Any = None, pipe: Any = None) -
 def name_given(config: TrainConfig, reward: Any, pipe: Any) -> TrainConfig:
     """The config with the names of what stands in for its reward and model, for all that is
     written about the run."""
-    changes = {}
-    if isinstance(reward, str):
-        changes["reward"] = reward
-    elif reward is not None:
-        changes["reward"] = ", ".join(load_reward(reward).functions)
+    changes = {} if reward is None else {"reward": reward_name(reward)}
     if pipe is not None and config.model == TrainConfig.model:  # nobody named another
         changes["model"] = str(pipe.config.get("_name_or_path") or type(pipe).__name__)
     return dataclasses.replace(config, **changes) if changes else config
+
+
+def reward_name(reward: Any) -> str:
+    """An expression as it is; of anything else that `load_reward` takes, its functions' names."""
+    return reward if isinstance(reward, str) else ", ".join(load_reward(reward).functions)
 
 
 def make_accelerator(config: TrainConfig, pipe: Any = None) -> tuple[Accelerator, torch.device]:

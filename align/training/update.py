@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from accelerate.utils import set_seed
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from align.denoisers import make_denoiser
 from align.lora import lora_disabled
@@ -157,7 +157,7 @@ def train_step(
     session.optimizer.zero_grad()
     for start in range(first, first + session.share, session.micro):
         indices = range(start, start + session.micro)
-        with accelerator.accumulate(session.whole), saved_on_cpu(c.offload):
+        with accelerator.accumulate(session.whole), saved_on_cpu(session):
             fault = None
             try:
                 part = session.whole(loss_of, session, update, indices)
@@ -191,11 +191,23 @@ def agree(session: Run, fault: Diverged | None, stop: bool) -> None:
         raise Interrupted
 
 
-def saved_on_cpu(offload: bool) -> Any:
-    """Keep what the backward pass needs in main memory until then."""
-    if not offload:
+def saved_on_cpu(session: Session) -> Any:
+    """Where offloading is asked for, keep what the backward pass needs in main memory until then;
+    weights, which it needs as well, stay where they are."""
+    if not session.config.offload:
         return nullcontext()
-    return torch.autograd.graph.save_on_cpu(pin_memory=torch.cuda.is_available())
+    parts = [part for part in session.pipe.components.values() if isinstance(part, nn.Module)]
+    weights = {p.untyped_storage().data_ptr() for part in parts for p in part.parameters()}
+    saver = torch.autograd.graph.save_on_cpu(pin_memory=torch.cuda.is_available())
+
+    def pack(tensor: Tensor) -> Any:
+        stays = tensor.untyped_storage().data_ptr() in weights
+        return tensor if stays else saver.pack_hook(tensor)
+
+    def unpack(packed: Any) -> Tensor:
+        return packed if isinstance(packed, Tensor) else saver.unpack_hook(packed)
+
+    return torch.autograd.graph.saved_tensors_hooks(pack, unpack)
 
 
 def _step(session: Session, update: int) -> float:
