@@ -1,4 +1,4 @@
-"""The end of a run that several processes share."""
+"""A run that several processes share: the device of each, and the end."""
 
 import os
 from typing import Any
@@ -14,9 +14,12 @@ GROUPS: list[Any] = []
 
 
 def own_device(device: str | None) -> str:
-    """The device of this process: of several on a machine, each has its own card."""
+    """The device of this process: of several on a machine, each takes its own card of those it
+    sees."""
     device = device or best_device()
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" else device
+    if device != "cuda" or "LOCAL_RANK" not in os.environ:
+        return device
+    return f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
 
 
 def end_training(accelerator: Any) -> None:

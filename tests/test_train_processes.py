@@ -12,9 +12,11 @@ from safetensors.torch import load_file
 from train_child import run
 from train_helpers import PROMPTS
 
+from align import processes
 from align.training.checkpoints import list_checkpoints
 
 CHILD = str(Path(__file__).with_name("train_child.py"))
+JUDGED = {"judge": "jpeg", "judge_prompts": "animals", "judge_images": 4, "judge_every": 2}
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1", "PYTHONWARNINGS": "ignore"}
 
 
@@ -32,7 +34,7 @@ def lora(folder):
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"shard": True, "grad_window": "random"}], ids=["ddp", "fsdp"]
+    "changes", [JUDGED, JUDGED | {"shard": True, "grad_window": "random"}], ids=["ddp", "fsdp"]
 )
 def test_two_processes_equal_one(tmp_path, changes):
     for name in ("one", "two"):
@@ -47,6 +49,11 @@ def test_two_processes_equal_one(tmp_path, changes):
         assert weight.dtype == torch.float64
         torch.testing.assert_close(two[name], weight, atol=1e-6, rtol=0)
     assert max(weight.abs().max() for weight in one.values()) > 1e-2
+    judged = [
+        json.loads((tmp_path / name / "run" / "report.json").read_text())["judge"]
+        for name in ("one", "two")
+    ]
+    assert judged[0] == pytest.approx(judged[1], rel=1e-5)
 
 
 @pytest.mark.parametrize(("steps", "kills"), [(4, 2), pytest.param(30, 20, marks=pytest.mark.slow)])
@@ -57,3 +64,19 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, steps, kills):
     assert list_checkpoints(tmp_path / "killed" / "run")[0].name == f"step-{steps}"
     assert whole.keys() == killed.keys()
     assert all(torch.equal(whole[name], killed[name]) for name in whole)
+
+
+@pytest.mark.parametrize(
+    ("device", "rank", "own"),
+    [
+        (None, "1", "cuda:1"),
+        ("cuda", "2", "cuda:0"),
+        ("cuda:0", "1", "cuda:0"),
+        ("cpu", "1", "cpu"),
+    ],
+)
+def test_each_process_has_its_own_card(monkeypatch, device, rank, own):
+    monkeypatch.setattr(processes, "best_device", lambda: "cuda")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", rank)
+    assert processes.own_device(device) == own

@@ -78,7 +78,10 @@ def train_whole(config: align.TrainConfig, learning_rate: float) -> list[dict]:
     session.parameters = list(weights.values())
     session.optimizer = torch.optim.AdamW(session.parameters, learning_rate, weight_decay=1e-4)
     session.schedule = get_scheduler(
-        config.lr_schedule, session.optimizer, config.warmup_steps, config.steps
+        config.lr_schedule,
+        session.optimizer,
+        num_warmup_steps=config.warmup_steps,
+        num_training_steps=config.steps,
     )
     metrics = [train_step(session, number) for number in range(config.steps)]
     plain_names = {name.replace(".base_layer", ""): p.data for name, p in weights.items()}
