@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from train_helpers import LORA, PROMPTS, brightness, run, small_config
 from align.cli import main
 from align.run import read_metrics
 from align.train import train
-from align.training import memory
+from align.training import memory, runs
 from align.training.update import Diverged
 
 
@@ -179,7 +180,35 @@ def test_a_constant_reward_is_refused_beside_a_distance_to_the_base(tmp_path):
         run(tmp_path, reward=lambda images, prompts: images.mean((1, 2, 3)) * 0, kl_weight=0.1)
 
 
-def test_an_upload_that_fails_says_where_the_lora_is(tmp_path):
+def test_an_upload_without_a_login_is_refused_before_the_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "get_token", lambda: None)
+    with pytest.raises(ValueError, match="nobody is logged in: run `hf auth login`"):
+        run(tmp_path, push_to_hub="me/mine")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_upload_is_the_whole_lora_folder(tmp_path, monkeypatch):
+    sent = []
+
+    class Hub:
+        def create_repo(self, name, exist_ok):
+            return SimpleNamespace(repo_id=name)
+
+        def upload_folder(self, repo_id, folder_path):
+            card = (folder_path / "README.md").read_text()
+            sent.append((repo_id, sorted(os.listdir(folder_path)), card))
+
+    monkeypatch.setattr(runs, "get_token", lambda: "token")
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    run(tmp_path, push_to_hub="me/mine")
+    ((name, files, card),) = sent
+    assert name == "me/mine"
+    assert files == ["README.md", "after.png", "before.png", LORA]
+    assert 'pipe.load_lora_weights("me/mine")' in card
+
+
+def test_an_upload_that_fails_says_where_the_lora_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "get_token", lambda: "token")
     with pytest.raises(ValueError, match=r"was not uploaded to not/a/name .* it is on this disk"):
         run(tmp_path, push_to_hub="not/a/name")
     assert (tmp_path / "run" / "lora" / LORA).is_file()

@@ -39,7 +39,7 @@ def model_card(config: NarAlignConfig, report: dict[str, Any]) -> str:
         "import align",
         "",
         f'pipe = align.nar.NARPipeline.from_pretrained("{c.model}")',
-        'pipe.load_lora("path/to/this/folder")',
+        f'pipe.load_lora("{c.push_to_hub or "path/to/this/folder"}")',
         f'pipe("a prompt", temperature={c.temperature:g}, guidance_scale={c.guidance_scale:g})',
         "```",
         "",

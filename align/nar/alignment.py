@@ -38,7 +38,7 @@ from align.run import check_folder, open_run
 from align.train import OnStep, TrainResult, carry_out, clear_memory_errors, stop_signals
 from align.training.checkpoints import refuse_other_run
 from align.training.judge import HeldOutJudge
-from align.training.runs import check_tracker
+from align.training.runs import check_services
 from align.training.session import SCHEDULES, reward_name
 from align.training.update import Diverged, agree
 from align.training.windows import image_seed
@@ -134,7 +134,7 @@ def align_nar(
 def open_session(config: NarAlignConfig, *, reward: Any = None, pipe: Any = None) -> NarSession:
     """Check everything the user gave, load it, and make the run's folder last."""
     check_folder(config.out, config.overwrite, config.resume)
-    check_tracker(config.tracker)
+    check_services(config)
     prompts = training_prompts(config)
     accelerator = make_accelerator(config, pipe)
     reward = load_reward(config.reward if reward is None else reward, accelerator.device)

@@ -82,7 +82,7 @@ def model_card(config: TrainConfig, report: dict[str, Any]) -> str:
         "",
         "```python",
         f'pipe = DiffusionPipeline.from_pretrained("{c.model}")',
-        'pipe.load_lora_weights("path/to/this/folder")',
+        f'pipe.load_lora_weights("{c.push_to_hub or "path/to/this/folder"}")',
         "```",
         "",
         "| setting | value |",

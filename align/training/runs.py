@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
+from huggingface_hub import get_token
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -68,8 +69,14 @@ def start_trackers(run: Run) -> None:
     run.accelerator.init_trackers("align", config=values)
 
 
-def check_tracker(tracker: str) -> None:
-    """Raise ValueError where the tracker's package is missing."""
+def check_services(config: Any) -> None:
+    """Raise ValueError where the tracker's package is missing, or nobody is logged in to the Hub
+    that the LoRA is to go to: before the training, not after it."""
+    if config.push_to_hub and get_token() is None:
+        raise ValueError(
+            f"push_to_hub is {config.push_to_hub!r}, and nobody is logged in: run `hf auth login`"
+        )
+    tracker = config.tracker
     if tracker in ("wandb", "trackio") and importlib.util.find_spec(tracker) is None:
         raise ValueError(
             f"tracker is {tracker!r}, which is not installed: pip install align-diffusion[track]; "

@@ -28,7 +28,7 @@ from align.run import check_folder, open_run
 from align.training.embeddings import Embeddings
 from align.training.frozen import prepare_pipeline, shard_frozen
 from align.training.regularize import RunningScale
-from align.training.runs import check_tracker
+from align.training.runs import check_services
 from align.training.windows import Window, parse_window
 
 SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
@@ -212,7 +212,7 @@ def make_accelerator(config: TrainConfig, pipe: Any = None) -> tuple[Accelerator
 
     Raises ValueError where the batch cannot be split over the processes and forward passes.
     """
-    check_tracker(config.tracker)
+    check_services(config)
     # A run before in this process may have had another precision or device.
     AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
     device = torch_device(own_device(config.device))
