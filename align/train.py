@@ -120,13 +120,13 @@ def _begin(session: Run, judge: HeldOutJudge | None) -> None:
     start_trackers(session)
     everyone = main or session.together  # sharded, no process can draw alone
     begins = "pictures" not in course
-    unscaled = session.scale is not None and not session.scale.moments
-    if (begins and everyone) or unscaled:
+    unscaled = session.scale if session.scale and not session.scale.moments else None
+    if (begins and everyone) or unscaled is not None:
         terms = score_pictures(session, "before" if main and begins else None)
         if begins:
             course["pictures"] = {name: scores.mean().item() for name, scores in terms.items()}
-        if unscaled:
-            session.scale.update(terms)
+        if unscaled is not None:
+            unscaled.update(terms)
     if judge is not None and "base" not in course:
         judge(session)
 
