@@ -178,8 +178,6 @@ class TrainConfig:
         for name in ("judge_prompts", "patience"):
             if getattr(self, name) is not None and self.judge is None:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, which needs a judge")
-        if self.shard and self.quantize:
-            raise ValueError("shard and quantize are both given; they cannot be combined")
         if self.lora_targets == ():
             raise ValueError("lora_targets is empty; name at least one layer, such as to_q")
         parse_window(self.grad_window, self.num_inference_steps)

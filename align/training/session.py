@@ -130,6 +130,8 @@ def open_session(config: TrainConfig, *, reward: Any = None, pipe: Any = None) -
             "shard needs a window that all processes share, and grad_window is "
             f"{config.grad_window!r}; use random"
         )
+    if config.shard and config.quantize:
+        raise ValueError("shard and quantize are both given; they cannot be combined")
     prompts = training_prompts(config)
     accelerator, device = make_accelerator(config, pipe)
     reward = trained_reward(config, device, reward)
