@@ -13,7 +13,8 @@ from torch import Tensor
 from align.evaluation.config import EvaluationConfig
 from align.evaluation.methods import Method
 from align.prompts import PromptSet
-from align.rewards import load_judge, load_reward, parse_expression
+from align.rewards import LOADERS, load_judge, load_reward, parse_expression
+from align.rewards.catalogue import SETS
 from align.rewards.expression import leaves
 from align.rewards.reward import Reward
 
@@ -65,15 +66,24 @@ def optimized_terms(config: EvaluationConfig, methods: Sequence[Method]) -> tupl
 
 
 def trained_reward(lora: str) -> str | None:
-    """The reward of the `align train` run that a LoRA comes from; None where that is not known."""
+    """The reward of the run that a LoRA comes from; None where that is not known, or was a
+    function given in Python, of which the run has the name alone."""
     path = Path(lora.rpartition("=")[0] or lora)
     path = path if path.exists() else Path(lora)
     for folder in (path, *list(path.parents)[:2]):
         file = folder / "run.json"
         if file.is_file():
             reward = json.loads(file.read_text(encoding="utf-8")).get("config", {}).get("reward")
-            return reward if isinstance(reward, str) else None
+            return reward if isinstance(reward, str) and _can_be_loaded(reward) else None
     return None
+
+
+def _can_be_loaded(expression: str) -> bool:
+    try:
+        names = [leaf.name for leaf in leaves(parse_expression(expression))]
+    except ValueError:
+        return False
+    return all(name in LOADERS or name in SETS or name.endswith(".py") for name in names)
 
 
 def load_judges(

@@ -1,5 +1,7 @@
 """Diversity, distances to real and training pictures, counted passes."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWi
 
 import align
 from align.evaluation.diversity import feature_diversity, scene_diversity
+from align.evaluation.judging import trained_reward
 from align.evaluation.quality import (
     clip_features,
     cmmd,
@@ -145,3 +148,17 @@ def test_a_busy_machine_is_refused(monkeypatch):
     assert check_quiet(allow_busy=True) == 1.5
     monkeypatch.setattr("os.getloadavg", lambda: (0.1, 1.0, 1.0))
     assert check_quiet(allow_busy=False) == 0.1
+
+
+@pytest.mark.parametrize(
+    ("reward", "known"),
+    [
+        ("jpeg=1,rewards.py:mine", True),
+        ("carinox", True),
+        ("brightness", False),
+        ("<lambda>", False),
+    ],
+)
+def test_a_function_given_in_python_is_no_reward_to_report(tmp_path, reward, known):
+    (tmp_path / "run.json").write_text(json.dumps({"config": {"reward": reward}}))
+    assert trained_reward(str(tmp_path)) == (reward if known else None)
