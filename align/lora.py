@@ -75,12 +75,11 @@ def add_lora(
 
 def remove_lora(pipe: Any) -> None:
     """Take what `add_lora` added out of the pipeline again; its weights stay as they were."""
-    denoiser = denoiser_module(pipe)
-    layers = [module for module in denoiser.modules() if isinstance(module, LoraLayer)]
+    layers = _lora_layers(pipe)
     for layer in layers:
         layer.delete_adapter(TRAINED)
     if not any(layer.lora_A for layer in layers):
-        _unwrap(denoiser)
+        _unwrap(denoiser_module(pipe))
 
 
 def trained_parameters(pipe: Any) -> dict[str, nn.Parameter]:
@@ -133,9 +132,40 @@ def save_lora(pipe: Any, folder: str | Path, metadata: dict[str, str] | None = N
 @contextmanager
 def lora_disabled(pipe: Any) -> Iterator[None]:
     """The base model, for as long as the context lasts."""
-    denoiser = denoiser_module(pipe)
-    layers = [module for module in denoiser.modules() if isinstance(module, LoraLayer)]
-    trainable = [parameter for parameter in denoiser.parameters() if parameter.requires_grad]
+    with _disabled(pipe, _lora_layers(pipe)):
+        yield
+
+
+@contextmanager
+def lora_merged(pipe: Any) -> Iterator[None]:
+    """The same model without the cost of its adapters, for as long as the context lasts, by adding
+    them to the weights they change; these come back bit for bit.
+
+    Without gradient only. Layers whose weights are packed (quantized) keep their adapters.
+    """
+    layers = [x for x in _lora_layers(pipe) if x.get_base_layer().weight.is_floating_point()]
+    bases = [layer.get_base_layer().weight for layer in layers]
+    kept = [weight.data for weight in bases]
+    for layer, weight in zip(layers, bases, strict=True):
+        active = [adapter for adapter in layer.active_adapters if adapter in layer.lora_A]
+        delta = sum(layer.get_delta_weight(adapter) for adapter in active)
+        weight.data = (weight.data + delta.detach()).to(weight.dtype)  # pyright: ignore
+    try:
+        with _disabled(pipe, layers):
+            yield
+    finally:
+        for weight, data in zip(bases, kept, strict=True):
+            weight.data = data
+
+
+def _lora_layers(pipe: Any) -> list[Any]:
+    return [module for module in denoiser_module(pipe).modules() if isinstance(module, LoraLayer)]
+
+
+@contextmanager
+def _disabled(pipe: Any, layers: Sequence[Any]) -> Iterator[None]:
+    """These layers without their adapters."""
+    trainable = [p for p in denoiser_module(pipe).parameters() if p.requires_grad]
     for layer in layers:
         layer.enable_adapters(False)
     try:
@@ -269,8 +299,7 @@ def _read_through_diffusers(pipe: Any, source: str) -> Factors:
     tensors, _ = read_tensors(path)
     if any("dora_scale" in key or "magnitude" in key for key in tensors):
         raise ValueError(f"{path} is a DoRA, which has no factors to mix; merge it elsewhere")
-    layers = [m for m in denoiser_module(pipe).modules() if isinstance(m, LoraLayer)]
-    active = [(layer, list(layer.active_adapters)) for layer in layers]
+    active = [(layer, list(layer.active_adapters)) for layer in _lora_layers(pipe)]
     # A safetensors file keeps its metadata when diffusers opens it; a pickle is safe as read here.
     given = str(path) if path.suffix == ".safetensors" else tensors
     try:

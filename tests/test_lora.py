@@ -4,8 +4,10 @@ import json
 
 import pytest
 import torch
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from tiny import build, tiny_pipeline
+from torch import nn
 
 from align.denoisers import denoiser_module
 from align.lora import (
@@ -14,6 +16,7 @@ from align.lora import (
     load_lora,
     lora_disabled,
     lora_factors,
+    lora_merged,
     merge_lora,
     save_lora,
     trained_parameters,
@@ -201,6 +204,40 @@ def test_disabled_is_the_base_model_and_leaves_no_trace():
     assert torch.equal(generate(pipe, PROMPTS, **RUN), before)
     now = {n for n, p in pipe.unet.named_parameters() if p.requires_grad}
     assert now == trainable
+
+
+@pytest.mark.parametrize("kind", ["sd", "sd3"])
+def test_merged_for_a_while_is_the_same_model_without_adapters_and_comes_back_exactly(kind):
+    pipe = build(kind)
+    targets = ["to_q", "to_v", "conv1"] if kind == "sd" else ["to_q", "to_v"]
+    for parameter in add_lora(pipe, rank=2, alpha=3.0, targets=targets):
+        parameter.data = torch.randn_like(parameter) * 0.3
+    denoiser = denoiser_module(pipe)
+    names = [n for n, p in denoiser.named_parameters() if p.requires_grad]
+    before = {n: p.detach().clone() for n, p in denoiser.named_parameters()}
+    expected = generate(pipe, PROMPTS, **RUN)
+    with lora_merged(pipe):
+        merged = generate(pipe, PROMPTS, **RUN)
+        for parameter in trained_parameters(pipe).values():
+            parameter.data = torch.full_like(parameter, torch.nan)  # nobody reads them
+        assert torch.equal(generate(pipe, PROMPTS, **RUN), merged)
+    torch.testing.assert_close(merged, expected, atol=1e-4, rtol=0)
+    after = dict(denoiser.named_parameters())
+    assert [n for n, p in after.items() if p.requires_grad] == names
+    assert all(torch.equal(after[n], p) for n, p in before.items() if ".align." not in n)
+
+
+def test_merged_for_a_while_leaves_packed_weights_alone():
+    pipe = trained()
+    expected = generate(pipe, PROMPTS, **RUN)
+    layer = next(m for m in pipe.unet.modules() if isinstance(m, LoraLayer))
+    packed = layer.get_base_layer()
+    plain = packed.weight
+    packed.weight = nn.Parameter(torch.zeros(1, dtype=torch.uint8), requires_grad=False)
+    with lora_merged(pipe):
+        assert not layer.disable_adapters
+        packed.weight = plain
+        torch.testing.assert_close(generate(pipe, PROMPTS, **RUN), expected, atol=1e-4, rtol=0)
 
 
 def test_merged_pipelines_are_plain_folders_with_the_same_picture(tmp_path):

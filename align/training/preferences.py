@@ -2,6 +2,7 @@
 reward: no gradient of the reward, and none through the sampler."""
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from align.config import TrainConfig
 from align.denoisers import make_denoiser
-from align.lora import lora_disabled
+from align.lora import lora_disabled, lora_merged
 from align.pixels import decode
 from align.prompts import draw_prompts
 from align.sample import make_noise, sample
@@ -105,17 +106,19 @@ def _draw(
         prompt_embeds=embeds,
     )
     seeds = [image_seed("noise", c.seed, update, index) for index in indices]
-    latents = sample(
-        denoise,
-        pipe.scheduler,
-        make_noise(pipe, seeds, c.height, c.width),
-        num_inference_steps=c.num_inference_steps,
-        eta=c.eta,
-        generator=[
-            torch.Generator().manual_seed(image_seed("eta", c.seed, update, index))
-            for index in indices
-        ],
-    )
+    # Sharded weights cannot be added to.
+    with nullcontext() if c.shard else lora_merged(pipe):
+        latents = sample(
+            denoise,
+            pipe.scheduler,
+            make_noise(pipe, seeds, c.height, c.width),
+            num_inference_steps=c.num_inference_steps,
+            eta=c.eta,
+            generator=[
+                torch.Generator().manual_seed(image_seed("eta", c.seed, update, index))
+                for index in indices
+            ],
+        )
     return latents, decode(pipe, latents)
 
 
