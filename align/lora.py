@@ -8,6 +8,7 @@ import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +19,11 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from align.denoisers import denoiser_module, family_of
-from align.lora_files import (
-    Factors,
-    find_lora,
-    mix_factors,
-    parse_lora,
-    read_factors,
-    read_tensors,
-    write_diffusers,
-    write_kohya,
-)
-from align.lora_names import read_original, to_original
+from align.lora_files import Factors, mix_factors, write_diffusers, write_kohya
+from align.lora_names import to_original
+from align.lora_sources import denoiser_name, factors_of, lora_layers, sum_of
 
-TRAINED, LOADED, READING = "align", "loaded", "reading"
+TRAINED, LOADED = "align", "loaded"
 
 
 def add_lora(
@@ -43,18 +36,19 @@ def add_lora(
 ) -> list[nn.Parameter]:
     """Add a LoRA to the denoiser and return its parameters: float32, the only trainable ones.
 
-    `alpha` defaults to the rank (a scale of 1), `targets`, ends of layer names, to the family's
-    attention layers. The new LoRA changes nothing until it is trained; with `start` (files,
-    folders or Hub ids, =WEIGHT optional) it begins as the weighted sum of those, whose layers
+    `alpha` defaults to the rank (a scale of 1), `targets`, ends of layer names or patterns of
+    whole ones (`up_blocks.*.attentions.*`), to the family's attention layers. The new LoRA changes
+    nothing until it is trained; with `start` (files, folders or Hub ids, =WEIGHT optional) it
+    begins as the weighted sum of those, whose layers
     and ranks it takes on where they are more.
 
     Raises ValueError where no layer fits a target, or `start` belongs to another model.
     """
-    denoiser, component = denoiser_module(pipe), _denoiser_name(pipe)
+    denoiser, component = denoiser_module(pipe), denoiser_name(pipe)
     if rank < 1:
         raise ValueError(f"the LoRA's rank is {rank}; it must be at least 1")
     layers = _matching_layers(denoiser, targets or family_of(pipe).lora_targets)
-    ranks, beginning = dict.fromkeys(layers, rank), _sum_of(pipe, start)
+    ranks, beginning = dict.fromkeys(layers, rank), sum_of(pipe, start)
     for layer, (down, _) in beginning.items():
         name = layer.removeprefix(f"{component}.")
         if name == layer:
@@ -75,7 +69,7 @@ def add_lora(
 
 def remove_lora(pipe: Any) -> None:
     """Take what `add_lora` added out of the pipeline again; its weights stay as they were."""
-    layers = _lora_layers(pipe)
+    layers = lora_layers(pipe)
     for layer in layers:
         layer.delete_adapter(TRAINED)
     if not any(layer.lora_A for layer in layers):
@@ -94,7 +88,7 @@ def load_lora(pipe: Any, loras: str | Sequence[str]) -> None:
 
     Raises FileNotFoundError where one is missing, ValueError where it fits another model.
     """
-    factors = _sum_of(pipe, loras)
+    factors = sum_of(pipe, loras)
     for component in {layer.split(".")[0] for layer in factors}:
         module = getattr(pipe, component)
         prefix = f"{component}."
@@ -114,7 +108,7 @@ def lora_factors(pipe: Any) -> Factors:
         for name, layer in module.named_modules() if isinstance(module, nn.Module) else ():
             if isinstance(layer, LoraLayer):
                 parts += [
-                    ({f"{component}.{name}": _factors_of(layer, adapter)}, 1.0)
+                    ({f"{component}.{name}": factors_of(layer, adapter)}, 1.0)
                     for adapter in layer.active_adapters
                     if adapter in layer.lora_A
                 ]
@@ -132,7 +126,7 @@ def save_lora(pipe: Any, folder: str | Path, metadata: dict[str, str] | None = N
 @contextmanager
 def lora_disabled(pipe: Any) -> Iterator[None]:
     """The base model, for as long as the context lasts."""
-    with _disabled(pipe, _lora_layers(pipe)):
+    with _disabled(pipe, lora_layers(pipe)):
         yield
 
 
@@ -143,7 +137,7 @@ def lora_merged(pipe: Any) -> Iterator[None]:
 
     Without gradient only. Layers whose weights are packed (quantized) keep their adapters.
     """
-    layers = [x for x in _lora_layers(pipe) if x.get_base_layer().weight.is_floating_point()]
+    layers = [x for x in lora_layers(pipe) if x.get_base_layer().weight.is_floating_point()]
     bases = [layer.get_base_layer().weight for layer in layers]
     kept = [weight.data for weight in bases]
     for layer, weight in zip(layers, bases, strict=True):
@@ -156,10 +150,6 @@ def lora_merged(pipe: Any) -> Iterator[None]:
     finally:
         for weight, data in zip(bases, kept, strict=True):
             weight.data = data
-
-
-def _lora_layers(pipe: Any) -> list[Any]:
-    return [module for module in denoiser_module(pipe).modules() if isinstance(module, LoraLayer)]
 
 
 @contextmanager
@@ -189,8 +179,8 @@ def export_lora(
     layouts = {"kohya": write_kohya, "diffusers": write_diffusers}
     if layout not in layouts:
         raise ValueError(f"the format is {layout!r}; it must be one of {', '.join(layouts)}")
-    factors = _sum_of(pipe, loras)
-    if layout == "kohya" and _denoiser_name(pipe) == "transformer":
+    factors = sum_of(pipe, loras)
+    if layout == "kohya" and denoiser_name(pipe) == "transformer":
         factors = to_original(factors, pipe.transformer)
     return layouts[layout](factors, path, None)
 
@@ -215,19 +205,18 @@ def _unwrap(module: Any) -> None:
     module._hf_peft_config_loaded = False
 
 
-def _denoiser_name(pipe: Any) -> str:
-    return "unet" if "unet" in pipe.components else "transformer"
-
-
 def _matching_layers(denoiser: nn.Module, targets: Sequence[str]) -> list[str]:
+    def fits(name: str, target: str) -> bool:
+        return f".{name}".endswith(f".{target}") or fnmatchcase(name, target)
+
     found = []
     for name, module in denoiser.named_modules():
         if isinstance(module, nn.Linear | nn.Conv2d | LoraLayer) and ".lora_" not in name:
             name = name.removesuffix(".base_layer")
-            if any(f".{name}".endswith(f".{target}") for target in targets):
+            if any(fits(name, target) for target in targets):
                 found.append(name)
     for target in targets:
-        if not any(f".{name}".endswith(f".{target}") for name in found):
+        if not any(fits(name, target) for name in found):
             linear = [n for n, m in denoiser.named_modules() if isinstance(m, nn.Linear)]
             ends = sorted({n.split(".")[-1] for n in linear if ".lora_" not in n})
             raise ValueError(f"no layer is called {target!r}; layer names end in {', '.join(ends)}")
@@ -260,83 +249,7 @@ def _inject(module: Any, ranks: dict[str, int], adapter: str, scale: float) -> N
             parameter.data = parameter.data.float()
 
 
-def _factors_of(layer: Any, adapter: str) -> tuple[torch.Tensor, torch.Tensor]:
-    down, up = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
-    return down.detach(), up.detach() * layer.scaling[adapter]
-
-
 def _freeze(pipe: Any) -> None:
     for module in pipe.components.values():
         if isinstance(module, nn.Module):
             module.requires_grad_(False)
-
-
-def _sum_of(pipe: Any, loras: str | Sequence[str]) -> Factors:
-    """The weighted sum of LoRAs, each checked against the pipeline."""
-    parts = []
-    for source, weight in map(parse_lora, [loras] if isinstance(loras, str) else loras):
-        factors = read_factors(source)
-        if factors is None and _denoiser_name(pipe) == "transformer":
-            factors = read_original(read_tensors(find_lora(source))[0], pipe.transformer)
-        if factors is None:
-            factors = _read_through_diffusers(pipe, source)
-        _check_fit(pipe, source, factors)
-        parts.append((factors, weight))
-    return mix_factors(parts)
-
-
-def _read_through_diffusers(pipe: Any, source: str) -> Factors:
-    """The LoRA of a file in one of the layouts that diffusers converts (kohya's and others).
-
-    diffusers can only load it into a pipeline: so it does, and what it put there is taken out.
-    """
-    path = find_lora(source)
-    if not hasattr(pipe, "load_lora_weights"):
-        raise ValueError(
-            f"{path} is no LoRA of a {type(pipe).__name__}, or in a layout that cannot be read; "
-            "diffusers' and kohya's can"
-        )
-    tensors, _ = read_tensors(path)
-    if any("dora_scale" in key or "magnitude" in key for key in tensors):
-        raise ValueError(f"{path} is a DoRA, which has no factors to mix; merge it elsewhere")
-    active = [(layer, list(layer.active_adapters)) for layer in _lora_layers(pipe)]
-    # A safetensors file keeps its metadata when diffusers opens it; a pickle is safe as read here.
-    given = str(path) if path.suffix == ".safetensors" else tensors
-    try:
-        pipe.load_lora_weights(given, adapter_name=READING)
-    except Exception as error:  # anything from KeyError to RuntimeError
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{path} is no LoRA of a {type(pipe).__name__} ({reason})") from error
-    factors = {
-        f"{component}.{name}": _factors_of(layer, READING)
-        for component, module in pipe.components.items()
-        for name, layer in (module.named_modules() if isinstance(module, nn.Module) else ())
-        if isinstance(layer, LoraLayer) and READING in layer.lora_A
-    }
-    if active:
-        pipe.delete_adapters(READING)
-        for layer, adapters in active:
-            layer.set_adapter(adapters)
-    else:
-        pipe.unload_lora_weights()
-    return {layer: (down.float(), up.float()) for layer, (down, up) in factors.items()}
-
-
-def _check_fit(pipe: Any, source: str, factors: Factors) -> None:
-    """Raise ValueError where a LoRA changes layers that the pipeline has not, or not like that."""
-    if not factors:
-        raise ValueError(f"{source} holds no LoRA layer of a {type(pipe).__name__}")
-    for layer, (down, up) in factors.items():
-        component, _, name = layer.partition(".")
-        try:
-            weight = pipe.components[component].get_submodule(name).weight
-        except (KeyError, AttributeError):
-            raise ValueError(
-                f"{source} is a LoRA of another model: it changes {layer}, which this "
-                f"{type(pipe).__name__} has not"
-            ) from None
-        if (weight.shape[0], weight.shape[1]) != (up.shape[0], down.shape[1]):
-            raise ValueError(
-                f"{source} is a LoRA of another model: it changes {layer} from {down.shape[1]} to "
-                f"{up.shape[0]} features, here it is {weight.shape[1]} to {weight.shape[0]}"
-            )

@@ -51,7 +51,8 @@ class TrainConfig:
     lora_alpha: float | None = None
     """Scale of the LoRA, as alpha / rank (default: the rank)."""
     lora_targets: tuple[str, ...] | None = None
-    """Layers that get a LoRA, by the end of their names (default: the family's attention)."""
+    """Layers that get a LoRA, by the end of their names or a pattern of the whole name, such as
+    up_blocks.*.attentions.* (default: the family's attention)."""
     height: int | None = None
     """Height in pixels (default: the model's own)."""
     width: int | None = None

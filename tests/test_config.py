@@ -178,7 +178,8 @@ def test_presets_set_what_is_theirs_alone():
     embedded = TrainConfig(preset="embedded")
     assert (embedded.steps, embedded.batch_size, embedded.learning_rate) == (130, 8, 5e-4)
     dpo = TrainConfig(preset="embedded-dpo")
-    assert (dpo.method, dpo.steps, dpo.group_size, dpo.lora_rank) == ("dpo", 250, 8, 32)
+    assert (dpo.method, dpo.steps, dpo.group_size, dpo.lora_rank) == ("dpo", 300, 8, 32)
+    assert (dpo.lora_targets, dpo.kl_weight) == (("up_blocks.*.attentions.*",), 30.0)
     assert PUBLISHED.keys() | {"embedded", "embedded-dpo"} == PRESETS.keys()
 
 

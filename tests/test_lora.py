@@ -195,6 +195,20 @@ def test_training_on_top_of_a_loaded_lora_saves_their_sum(tmp_path, loras):
     torch.testing.assert_close(generate(again, PROMPTS, **RUN), expected, atol=1e-5, rtol=0)
 
 
+def test_targets_are_ends_of_names_or_patterns_of_whole_ones():
+    pipe = build("sd")
+    add_lora(pipe, rank=2, targets=["up_blocks.*.attentions.*", "conv_out"])
+    names = {name.split(".lora_")[0] for name in trained_parameters(pipe)}
+    kinds = nn.Linear | nn.Conv2d
+    plain = build("sd").unet.named_modules()
+    everything = {name for name, module in plain if isinstance(module, kinds)}
+    attentions = {n for n in everything if n.startswith("up_blocks.") and ".attentions." in n}
+    assert attentions
+    assert names == attentions | {"conv_out"}
+    with pytest.raises(ValueError, match=r"no layer is called 'down_block\.\*'"):
+        add_lora(build("sd"), targets=["down_block.*"])
+
+
 def test_disabled_is_the_base_model_and_leaves_no_trace():
     pipe = trained()
     before, trainable = generate(pipe, PROMPTS, **RUN), set(trained_parameters(pipe))

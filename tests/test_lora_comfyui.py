@@ -20,7 +20,6 @@ from align.denoisers import denoiser_module
 from align.lora import add_lora, export_lora, load_lora, lora_factors, save_lora
 from align.lora_files import write_diffusers
 from align.lora_names import original_layers
-from align.presets import PRESETS
 
 COMFYUI = json.loads((Path(__file__).parent / "fixtures" / "comfyui.json").read_text())
 # A tiny pipeline and what makes its denoiser's blocks those of the fixture's config.
@@ -54,6 +53,9 @@ MODELS = {
 TRANSFORMERS = [name for name in MODELS if "layers" in COMFYUI["models"][name]]
 # ComfyUI has a name for these; ours leave them out, as diffusers swaps rows of the last block's.
 UNNAMED = {f"sd3{end}": {"transformer_blocks.0.norm1_context.linear"} for end in ("", ".5")}
+LINEAR = (
+    "to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out",
+)  # fmt: skip
 FIRST = re.compile(r"layers\.0\.|block\.0\.layer\.0\.SelfAttention")
 TEXT_ENCODERS = {
     "sd": ("sd15", ["clip_l"]),
@@ -107,11 +109,10 @@ def targets_of(name, which, denoiser):
     layers = list(places(name, denoiser).keys() - UNNAMED.get(name, set()))
     if which == "every":
         return layers
-    ends = PRESETS["embedded-dpo"]["lora_targets"]
-    return [end for end in ends if any(f".{layer}".endswith(f".{end}") for layer in layers)]
+    return [end for end in LINEAR if any(f".{layer}".endswith(f".{end}") for layer in layers)]
 
 
-@pytest.mark.parametrize("which", ["default", "embedded-dpo", "every"])
+@pytest.mark.parametrize("which", ["default", "linear", "every"])
 @pytest.mark.parametrize("name", MODELS)
 def test_a_stem_holds_the_deltas_of_the_layers_in_its_weight(name, which, tmp_path):
     pipe = pipeline(name)

@@ -30,7 +30,8 @@ IDENTITY = ("model", "reward", "lora_rank", "lora_alpha", "lora_targets", "optim
 COURSE = (
     "seed", "prompts", "batch_size", "grad_window", "num_inference_steps", "guidance_scale", "eta",
     "learning_rate", "lr_schedule", "warmup_steps", "weight_decay", "max_grad_norm",
-    "max_step_grad_norm", "kl_weight", "ema_decay", "group_size", "normalize_rewards",
+    "max_step_grad_norm", "kl_weight", "ema_decay", "group_size", "pair_timesteps", "beta",
+    "normalize_rewards",
 )  # fmt: skip
 JUDGED_BY = ("judge", "judge_prompts", "judge_images")
 FILES = ("lora.safetensors", "optimizer.pt")

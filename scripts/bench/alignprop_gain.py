@@ -7,8 +7,8 @@
     python scripts/bench/alignprop_gain.py report            # paired gains over all seeds
 
 Training prompts are `scenes-heldout-a`, judged prompts the first 20 a category of
-`scenes-heldout-b`, each from the same fixed noises for base and LoRA. The reward is `scenes-clip`
-unless `--reward` says otherwise; the verifier only judges. Results go to `--out` as JSON, so that
+`scenes-heldout-b`, each from the same fixed noises for base and LoRA. The reward is the
+preset's unless `--reward` says otherwise; the verifier only judges. Results go to `--out` as JSON, so that
 seeds may run side by side.
 """
 
@@ -78,8 +78,9 @@ def train_lora(args: argparse.Namespace, out: Path) -> list[dict]:
             align_command("lora", "merge", f"{runs[number - 1]}", "--model", model,
                           "--out", merged, "--overwrite")  # fmt: skip
             model = merged
+        reward = ["--reward", args.reward] if args.reward else []
         align_command(
-            "train", "--preset", args.preset, "--model", model, "--reward", args.reward,
+            "train", "--preset", args.preset, "--model", model, *reward,
             "--prompts", "scenes-heldout-a", "--max-minutes", args.minutes / args.rounds,
             "--seed", args.seed + SEEDS_APART * number, "--tracker", "none",
             "--out", run, "--overwrite", *args.options, processes=args.processes,
@@ -207,7 +208,7 @@ def main() -> None:
     parser.add_argument("command", choices=("sweep", "base", "lora", "plain", "report"))
     parser.add_argument("--out", type=Path, default=Path("work/alignprop-gain"))
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--reward", default="scenes-clip")
+    parser.add_argument("--reward", help="the preset's unless given")
     parser.add_argument("--preset", default="embedded")
     parser.add_argument("--weight", type=float, default=1.0, help="of the LoRA where it is judged")
     parser.add_argument("--minutes", type=float, default=10.0, help="of all rounds together")

@@ -29,8 +29,13 @@ from align.run import image_grid, to_pil
 from align.training.session import open_session
 from align.training.update import train_step
 
-# A third of the preset: five minutes of one core.
-RANKED = {"preset": "embedded-dpo", "steps": 80}
+# Five minutes of one core. These are the preset's settings of before it was tied to the base.
+RANKED = {
+    "preset": "embedded-dpo", "steps": 80, "pair_timesteps": 4, "kl_weight": 0.0,
+    "learning_rate": 2.5e-3, "lora_targets": (
+        "to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out",
+    ),
+}  # fmt: skip
 SMOOTH = {"preset": "embedded", "grad_window": "1", "steps": 60}
 WINDOW = {"preset": "embedded", "reward": "scenes-clip", "num_inference_steps": 12, "steps": 40}
 ROWS = {
