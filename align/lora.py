@@ -140,11 +140,12 @@ def lora_merged(pipe: Any) -> Iterator[None]:
     layers = [x for x in lora_layers(pipe) if x.get_base_layer().weight.is_floating_point()]
     bases = [layer.get_base_layer().weight for layer in layers]
     kept = [weight.data for weight in bases]
-    for layer, weight in zip(layers, bases, strict=True):
-        active = [adapter for adapter in layer.active_adapters if adapter in layer.lora_A]
-        delta = sum(layer.get_delta_weight(adapter) for adapter in active)
-        weight.data = (weight.data + delta.detach()).to(weight.dtype)  # pyright: ignore
     try:
+        for layer, weight in zip(layers, bases, strict=True):
+            for adapter in layer.active_adapters:
+                if adapter in layer.lora_A:
+                    delta = layer.get_delta_weight(adapter).detach()
+                    weight.data = (weight.data + delta).to(weight.dtype)
         with _disabled(pipe, layers):
             yield
     finally:

@@ -11,6 +11,7 @@ from train_helpers import run, small_config, small_session, weights
 
 from align.denoisers import make_denoiser
 from align.lora import trained_parameters
+from align.lora_sources import lora_layers
 from align.models import load_pipeline
 from align.prompts import draw_prompts
 from align.sample import generate, make_noise, sample
@@ -204,6 +205,17 @@ def test_the_estimate_counts_the_compared_images(tmp_path):
         2,
         1,
     ]
+
+
+def test_the_estimate_counts_the_merged_weights(tmp_path):
+    """Of small images nothing else takes as much."""
+    few = {"batch_size": 2, "group_size": 2, "pair_timesteps": 1, "height": 8, "width": 8}
+    config = small_config(tmp_path, lora_targets=("*",), **DPO | few)
+    needs = Needs(config, pipe=build("sd"))
+    merged = sum(layer.get_base_layer().weight.nbytes for layer in lora_layers(needs.pipe))
+    assert needs.estimate(config).parts["activations"] > merged
+    some = small_config(tmp_path, lora_targets=("to_q",), **DPO | few)
+    assert Needs(some, pipe=build("sd")).estimate(some).parts["activations"] < merged
 
 
 def test_self_check_takes_a_reward_without_gradient(tmp_path):

@@ -23,7 +23,7 @@ from align.denoisers import (
 )
 from align.empty import empty_pipeline, frozen
 from align.families.family import call_default
-from align.lora import add_lora
+from align.lora import add_lora, lora_merged
 from align.models import best_device, default_dtype, torch_dtype
 from align.pixels import decode
 from align.training.footprint import META, Footprint, footprint, weight_bytes
@@ -168,19 +168,21 @@ class Needs:
         ]
         kept = max(max(sum(row[0] for row in draw.kept), draw.fresh) for draw in draws)
         micro = min(config.micro_batch_size or config.batch_size, config.batch_size)
-        if pairs := config.method == "dpo":  # one unguided pass over both images of every pair
-            kept, micro = 1, micro // config.group_size * compared_images(config)
+        drawn = 0
+        if config.method == "dpo":  # one unguided pass over both images of every pair
+            kept, drawn = 1, micro
+            micro = micro // config.group_size * compared_images(config)
         peak = self.activations(
             micro,
             size,
             kept,
-            1.0 if pairs else config.guidance_scale,
+            config.guidance_scale,
             config.checkpointing,
             config.block_checkpointing,
             config.vae_tiling,
             config.detach_uncond,
             config.offload,
-            pairs,
+            drawn,
         )
         texts = sum(weight_bytes(part) for part in encoders)
         waiting = config.offload or config.cache_embeddings
@@ -208,33 +210,42 @@ class Needs:
         tiling: bool,
         detach_uncond: bool,
         offload: bool,
-        pairs: bool,
+        drawn: int,
     ) -> int:
         """The peak of an update beyond weights: a denoiser pass, held `kept` times, and decode.
 
-        With `pairs` (dpo) there is no gradient through the decoder, whose peak is far below.
+        In dpo `drawn` images are drawn first, by merged weights, and there is no gradient through
+        the decoder, whose peak is far below.
         """
         pipe, (height, width) = self.pipe, size
         recompute_blocks(denoiser_module(pipe), blocks)
         tile_decoder(pipe.vae, tiling)
-        denoise = make_denoiser(
-            pipe,
-            None,
-            guidance_scale=guidance_scale,
-            detach_uncond=detach_uncond,
-            checkpointing=checkpointing,
-            height=height,
-            width=width,
-            prompt_embeds={k: v.expand(micro, *v.shape[1:]) for k, v in self.embeds.items()},
-        )
+
+        def one_pass(images: int, guidance_scale: float) -> Tensor:
+            denoise = make_denoiser(
+                pipe,
+                None,
+                guidance_scale=guidance_scale,
+                detach_uncond=detach_uncond,
+                checkpointing=checkpointing,
+                height=height,
+                width=width,
+                prompt_embeds={k: v.expand(images, *v.shape[1:]) for k, v in self.embeds.items()},
+            )
+            noisy = latents[:1].expand(images, -1, -1, -1)
+            return denoise(noisy, torch.tensor(500.0, device=META))
+
+        def drawing() -> Tensor:
+            with lora_merged(pipe):
+                return one_pass(drawn, guidance_scale)
+
         latents = torch.empty(
             micro, *latent_shape(pipe, height, width), device=META, dtype=self.dtype
         ).requires_grad_(kept > 1)
-        step = footprint(
-            lambda: denoise(latents, torch.tensor(500.0, device=META)), offload=offload
-        )
-        if pairs:
-            return step.peak
+        guidance = 1.0 if drawn else guidance_scale
+        step = footprint(lambda: one_pass(micro, guidance), offload=offload)
+        if drawn:
+            return max(step.peak, footprint(drawing, backward=False).peak)
         images: Footprint = footprint(
             lambda: decode(pipe, latents.detach().requires_grad_(), checkpointing=checkpointing),
             offload=offload,

@@ -8,8 +8,8 @@
 
 Training prompts are `scenes-heldout-a`, judged prompts the first 20 a category of
 `scenes-heldout-b`, each from the same fixed noises for base and LoRA. The reward is the
-preset's unless `--reward` says otherwise; the verifier only judges. Results go to `--out` as JSON, so that
-seeds may run side by side.
+preset's unless `--reward` says otherwise; the verifier only judges. Results go to `--out` as JSON,
+so that seeds may run side by side. `--weight` is that of the LoRA where it is judged.
 """
 
 import argparse

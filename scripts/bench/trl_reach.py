@@ -30,10 +30,9 @@ NOISES = 4
 def judge(
     args: argparse.Namespace, prompts: list[str], lora: str | None, name: str = "scenes-clip"
 ) -> np.ndarray:
-    """The mean reward of each prompt."""
-    pipe, reward = align.load_pipeline("embedded/scenes"), align.load_reward(name)
-    if lora:
-        pipe.load_lora_weights(lora)
+    """The mean reward of each prompt; `lora` is a folder, =WEIGHT optional."""
+    pipe = align.load_pipeline("embedded/scenes", lora=[lora] if lora else [])
+    reward = align.load_reward(name)
     scores = []
     for first in range(0, len(prompts), 4):
         part = [prompt for prompt in prompts[first : first + 4] for _ in range(NOISES)]
@@ -92,7 +91,7 @@ def compare(args: argparse.Namespace, folder: Path) -> None:
         lora = str(folder / f"ours-{number}")
         took, own = train(ours, range(number, number + args.every), lora)
         spent, number = spent + took, number + args.every
-        reached = judge(args, held_out, lora) - base
+        reached = judge(args, held_out, f"{lora}={args.weight:g}") - base
         print(
             f"{args.preset}: {number} updates, {spent:.0f} s ({spent / seconds:.2f}x), {own:.2f} "
             f"GiB ({own / memory:.2f}x), gain {reached.mean():+.4f} ({error(reached):.4f})",
@@ -124,6 +123,7 @@ def run_beside_trl(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--settings", default="{}", help="JSON of settings beside the preset")
+    parser.add_argument("--weight", type=float, default=1.0, help="of ours where it is judged")
     parser.add_argument("--trl-updates", type=int, nargs="+", default=[20, 60])
     parser.add_argument("--every", type=int, default=10, help="updates between two judgments")
     parser.add_argument("--judge-guidance-scale", type=float, default=3.0)
