@@ -52,7 +52,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "grad_window": "all",
         "checkpointing": False,
     },
-    # Ten minutes on two CPU cores in bfloat16. Many rough images, as a pair says little. Only the
+    # Twenty minutes of one CPU core in bfloat16. Many rough images, as a pair says little. Only the
     # up blocks: elsewhere different prompts agree on nothing, so a step there is noise. The tie to
     # the base averages noise away, and keeps the LoRA small: draw with it at weight 2.
     "embedded-dpo": {
