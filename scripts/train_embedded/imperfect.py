@@ -68,14 +68,16 @@ def pictures(drawn: list[Scene], rng: random.Random, seed: int) -> Tensor:
 
 
 @torch.no_grad()
-def redraw(pipe, images: Tensor, prompts: list[str], strength: float, seed: int) -> Tensor:
-    """Low-noise image-to-image: images in [0, 1] noised up to `strength` in [0, 1) of the steps and
-    denoised again by DDIM without guidance, so that layout stays and surfaces become generated;
+def redraw(
+    pipe, images: Tensor, prompts: list[str], steps: int, seed: int, of_steps: int = 12
+) -> Tensor:
+    """Low-noise image-to-image: images in [0, 1] noised as before the last `steps` of `of_steps`
+    and denoised again by DDIM without guidance, so that layout stays and surfaces become generated;
     at 0 the round trip through the autoencoder alone."""
     vae, scheduler = pipe.vae, pipe.scheduler
     latents = vae.encode(images * 2 - 1).latent_dist.mean * vae.config.scaling_factor
-    scheduler.set_timesteps(12)
-    timesteps = scheduler.timesteps[len(scheduler.timesteps) - round(12 * strength) :]
+    scheduler.set_timesteps(of_steps)
+    timesteps = scheduler.timesteps[of_steps - steps :]
     if len(timesteps):
         ids = pipe.tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt")
         embeds = pipe.text_encoder(ids.input_ids)[0]
@@ -97,8 +99,7 @@ def redrawn_pool(count: int, seed: int, draw=draw_groups, batch: int = 64):
         stated, placed = draw(rng, batch)
         x = torch.from_numpy(np.stack([render(s) for s in placed])).permute(0, 3, 1, 2) / 255
         prompts = ["" if s is None else describe(s, rng) for s in stated]
-        strength = rng.choice((0, 2, 3, 4, 5, 6)) / 12
-        x = redraw(pipe, x, prompts, strength, rng.getrandbits(40))
+        x = redraw(pipe, x, prompts, rng.choice((0, 2, 3, 4, 5, 6)), rng.getrandbits(40))
         images.append((x * 255).round().to(torch.uint8))
         said, drawn = said + stated, drawn + placed
     return torch.cat(images), said, drawn
