@@ -1,5 +1,6 @@
 """From the records of all prompts to the figures of report.json."""
 
+import dataclasses
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,10 +28,9 @@ from align.evaluation.quality import (
 )
 from align.evaluation.run import Plan
 from align.evaluation.spending import QUIET_LOAD
-from align.evaluation.statistics import Estimate, difference, estimate
+from align.evaluation.statistics import BOUNDS, Estimate, difference, estimate
 from align.run import describe_run
 
-BOUNDS = {"exact": (0.0, 1.0), "partial": (0.0, 1.0)}
 TRUE_SCENES = 900  # renders that stand for the real pictures of the scenes world
 TRUE_NEAREST = 200  # of which as many show how far a new true picture lies from the training ones
 
@@ -120,7 +120,7 @@ def mean_spent(records: Records, method: str, budget: str | None) -> dict[str, f
 
 def as_dict(one: Estimate) -> dict[str, Any]:
     """An estimate as report.json has it."""
-    return {"mean": one.mean, "low": one.low, "high": one.high, "prompts": one.prompts}
+    return dataclasses.asdict(one)
 
 
 def _estimates(
@@ -145,7 +145,7 @@ def _against_first(
             for name in measures:
                 pair = (table[first, budget][name], table[method.label, budget][name])
                 row = {"method": method.label, "against": first, "budget": budget, "measure": name}
-                rows.append(row | as_dict(difference(*pair, strata)))
+                rows.append(row | as_dict(difference(*pair, strata, bounds=BOUNDS.get(name))))
     return rows
 
 
@@ -159,7 +159,7 @@ def _between_budgets(
         for small, large in itertools.pairwise(budgets):
             pair = (table[method.label, small][measure], table[method.label, large][measure])
             row = {"method": method.label, "from": small, "to": large, "measure": measure}
-            rows.append(row | as_dict(difference(*pair, strata)))
+            rows.append(row | as_dict(difference(*pair, strata, bounds=BOUNDS.get(measure))))
     return rows
 
 

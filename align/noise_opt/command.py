@@ -220,7 +220,7 @@ def _render(
         image = generate(
             pipe,
             [job.prompt],
-            generator=torch.Generator().manual_seed(job.seed),
+            seed=job.seed,
             latents=noise[None],
             num_inference_steps=steps,
             guidance_scale=None if config.render_model else config.guidance_scale,

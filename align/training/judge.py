@@ -47,14 +47,15 @@ class HeldOutJudge:
 
     @torch.no_grad()
     def measure(self, session: Run) -> dict[str, Any]:
-        """Judge's and trained reward's scores by image, and the diversity, of the present model."""
+        """Judge's and trained reward's scores by prompt, the means over its images, which are not
+        independent; and the diversity; of the present model."""
         assert self.judge is not None  # in this process
         seed = session.config.seed
         seeds = [image_seed("judge", seed, 0, i) for i in range(len(self.prompts))]
         images = session.draw(self.prompts, seeds)
         return {
-            "judge": self.judge(images, self.prompts, self.metadata).tolist(),
-            "reward": session.reward(images, self.prompts, self.metadata).tolist(),
+            "judge": _by_prompt(self.judge(images, self.prompts, self.metadata)),
+            "reward": _by_prompt(session.reward(images, self.prompts, self.metadata)),
             "diversity": diversity(images.unflatten(0, (-1, NOISES))),
         }
 
@@ -97,6 +98,10 @@ class HeldOutJudge:
         return session.course.get("last", {}).get("step") != session.done
 
 
+def _by_prompt(scores: Float[Tensor, " b"]) -> list[float]:
+    return scores.unflatten(0, (-1, NOISES)).mean(1).tolist()
+
+
 def judge_prompts(config: Any) -> PromptSet:
     """The judge's prompts. Raises ValueError where they are missing or reserved."""
     if config.judge_prompts is None and not config.model.startswith("embedded/"):
@@ -130,8 +135,8 @@ def diversity(images: Float[Tensor, "p n 3 h w"]) -> float:
 def hacking_warning(base: dict[str, Any], now: dict[str, Any]) -> str | None:
     """One sentence where the trained reward has risen while judge or diversity fell.
 
-    A rise or fall counts beyond two standard errors of the paired differences, a loss of diversity
-    below 80 % of the base's.
+    Scores are one a prompt. A rise or fall counts beyond two standard errors of the paired
+    differences, a loss of diversity below 80 % of the base's.
     """
     rise, fall = paired(base["reward"], now["reward"]), paired(base["judge"], now["judge"])
     if rise[0] <= STANDARD_ERRORS * rise[1]:
@@ -148,7 +153,7 @@ def hacking_warning(base: dict[str, Any], now: dict[str, Any]) -> str | None:
 
 
 def paired(before: Sequence[float], after: Sequence[float]) -> tuple[float, float]:
-    """Mean and standard error of the differences of two lists."""
+    """Mean and standard error of the differences of two lists of independent values."""
     differences = [b - a for a, b in zip(before, after, strict=True)]
     mean = sum(differences) / len(differences)
     variance = sum((d - mean) ** 2 for d in differences) / max(len(differences) - 1, 1)
