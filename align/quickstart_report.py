@@ -85,10 +85,7 @@ def interval(g: Gain, points: bool) -> str:
     ends = f"95 % interval {numbers[1]} to {numbers[2]}"
     if math.isinf(g.low):
         ends = "no interval, as every prompt has the same difference"
-    return (
-        f"{numbers[0]}{unit} ({ends}; "
-        f"n = {g.prompts} prompts, {g.images} pictures)"
-    )
+    return f"{numbers[0]}{unit} ({ends}; n = {g.prompts} prompts, {g.images} pictures)"
 
 
 def summary(outcome: Outcome) -> str:

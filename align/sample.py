@@ -164,6 +164,12 @@ def make_noise(
     return _starting_noise(pipe, len(generators), None, generators, height, width)
 
 
+def candidate_seeds(seed: int, start: int, count: int) -> list[int]:
+    """The seeds of candidates `start`, `start` + 1, … of a search; the first one's is `seed`, those
+    of seed 0 and 1 differ."""
+    return [seed + 1_000_003 * (start + i) for i in range(count)]
+
+
 def past_the_noise(
     pipe: Any, seeds: Sequence[int], height: int | None = None, width: int | None = None
 ) -> list[torch.Generator]:
