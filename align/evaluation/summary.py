@@ -13,7 +13,6 @@ from PIL import Image
 from torch import Tensor
 
 from align.evaluation.diversity import MEASURES, feature_diversity, scene_diversity
-from align.evaluation.judging import terms_of
 from align.evaluation.quality import (
     Features,
     clip_features,
@@ -29,6 +28,7 @@ from align.evaluation.quality import (
 from align.evaluation.run import Plan
 from align.evaluation.spending import QUIET_LOAD
 from align.evaluation.statistics import BOUNDS, Estimate, difference, estimate
+from align.rewards.identity import terms_of
 from align.run import describe_run
 
 TRUE_SCENES = 900  # renders that stand for the real pictures of the scenes world
@@ -48,14 +48,17 @@ def summarize(plan: Plan, records: Records) -> dict[str, Any]:
     table = {key: per_prompt(records, *key, measures) for key in keys}
     strata = [record["category"] for record in records]
     loads = [record["load"] for record in records]
-    held_out = [name for name in measures if name not in plan.judges.optimized]
+    # under another name too
+    found = plan.judges.optimized_among(measures)
+    optimized = list(dict.fromkeys([*plan.judges.optimized, *found]))
+    held_out = [name for name in measures if name not in optimized]
     extras = _Extras(plan, records)
     return {
         "warning": plan.judges.warning,
         "judge": plan.judges.expression,
         "main": measures[0],
         "measures": measures,
-        "optimized": list(plan.judges.optimized),
+        "optimized": optimized,
         "held_out": [name for name in held_out if name not in (*BOUNDS, "judge")],
         "prompts": len(records),
         "categories": {name: strata.count(name) for name in dict.fromkeys(strata)},
@@ -91,7 +94,7 @@ def measure_names(plan: Plan, records: Records) -> list[str]:
     elif terms_of(plan.judges.expression) != ["verifier"]:
         names = ["judge", *names]
     rest = [name for name in scores if name not in (*names, "objects", "judge", *BOUNDS)]
-    optimized = [name for name in plan.judges.optimized if name in rest]
+    optimized = plan.judges.optimized_among(rest)
     return names + optimized + [name for name in rest if name not in optimized]
 
 

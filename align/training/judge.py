@@ -14,9 +14,9 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from align.lora import save_lora
 from align.processes import own_device
-from align.prompts import RESERVED, PromptSet, load_prompts, training_prompts
+from align.prompts import PromptSet, load_prompts, refuse_reserved, training_prompts
+from align.provenance import judged_by_reward
 from align.rewards import load_judge
-from align.scenes.dataset import prompt_set
 from align.training.pictures import spread
 from align.training.runs import Run
 from align.training.windows import image_seed
@@ -44,6 +44,8 @@ class HeldOutJudge:
         self.prompts = [prompts.prompts[row] for row in rows for _ in range(NOISES)]
         self.metadata = [prompts.metadata[row] for row in rows for _ in range(NOISES)]
         self.patience = config.patience
+        if warning := not_held_out(config):
+            log.warning("warning: %s", warning)
 
     @torch.no_grad()
     def measure(self, session: Run) -> dict[str, Any]:
@@ -98,6 +100,17 @@ class HeldOutJudge:
         return session.course.get("last", {}).get("step") != session.done
 
 
+def not_held_out(config: Any) -> str | None:
+    """One sentence where a run's judge is also what it is trained by; None where it is held out."""
+    same = judged_by_reward(config) if config.judge else []
+    if not same:
+        return None
+    return (
+        f"the judge {' and '.join(same)} is also what the LoRA is trained by, so it is not held "
+        "out and says nothing about quality; take another judge"
+    )
+
+
 def _by_prompt(scores: Float[Tensor, " b"]) -> list[float]:
     return scores.unflatten(0, (-1, NOISES)).mean(1).tolist()
 
@@ -110,12 +123,9 @@ def judge_prompts(config: Any) -> PromptSet:
             "that is not trained on"
         )
     prompts = load_prompts(config.judge_prompts or "scenes-heldout-a")
-    reserved = set(prompt_set(RESERVED)) if config.judge_prompts else set()
-    if prompts.name == RESERVED or reserved & set(prompts.prompts):
-        raise ValueError(
-            f"judge_prompts is {prompts.name!r}; {RESERVED} is kept for the final measurement, "
-            "choose the best LoRA by other prompts, such as scenes-heldout-a"
-        )
+    if config.judge_prompts:
+        instead = "choose the best LoRA by other prompts, such as scenes-heldout-a"
+        refuse_reserved(prompts, "judge_prompts", instead)
     trained_on = training_prompts(config)
     shared = len(set(prompts.prompts) & set(trained_on.prompts))
     if shared:
