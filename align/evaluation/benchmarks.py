@@ -152,7 +152,7 @@ def _with_categories(prompts: PromptSet, fallback: str) -> PromptSet:
         column = next((k for k in CATEGORY_COLUMNS if k in lower and not _several(lower[k])), None)
         value = lower[column] if column else _scenes_category(prompt) or fallback
         value = value[0] if isinstance(value, list) and value else value
-        value = f"{column} {value}" if isinstance(value, int) else value
+        value = str(value) if isinstance(value, int) else value
         if not isinstance(value, str) or not value.strip():
             raise ValueError(f"prompt {number} of {prompts.name} ({prompt!r}) has no {column}")
         metadata.append(row | {"category": value.strip()})

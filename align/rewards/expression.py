@@ -6,8 +6,8 @@
     z(a=2,b)                       2 (a - mean_a) / std_a + (b - mean_b) / std_b
     rewards.py:sharpness=0.5       a user's own function, in any place a name may stand
 
-A weight is the last `=NUMBER` of a term, so arguments may hold `=` (`detector:remove=person`). Where
-`KEY=NUMBER` ends an argument of several parts, joined by `;`, or of a KEY that the reward knows, it
+A weight is the last `=NUMBER` of a term, so arguments may hold `=` (`detector:remove=person`).
+Where `KEY=NUMBER` ends an argument and KEY is one of the reward's settings (`detector:model=7`), it
 could be either and is refused: write `KEY=NUMBER=1`.
 """
 
@@ -185,10 +185,7 @@ def _read_term(text: str, at: int, body: str) -> tuple[Term, float]:
 def _is_key(head: str) -> bool:
     """Whether a term without its last `=NUMBER` ends in the key of one of its settings."""
     name, _, argument = head.partition(":")
-    *before, last = (part.strip() for part in argument.split(";"))
-    if not re.fullmatch(r"[A-Za-z_]\w*", last):
-        return False
-    return bool(before) or last in KEYS.get(name, ())
+    return argument.split(";")[-1].strip() in KEYS.get(name.strip(), ())
 
 
 def _is_number(text: str) -> bool:

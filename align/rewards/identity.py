@@ -8,8 +8,8 @@ from align.rewards.catalogue import SETS, Source, sources
 from align.rewards.expression import Term, expand, leaves, parse_expression
 from align.rewards.weights import CHECKPOINTS, MODEL_FILES, find_file
 
-# Without weights: one measure under two names.
-ALIASES = {"jpeg-complexity": "jpeg", "verifier-partial": "verifier"}
+# Without weights: one reading under two names.
+ALIASES = {"verifier-partial": "verifier"}
 PART = 2**20  # bytes of a file's start and end that tell it from others of its size
 
 
