@@ -222,6 +222,8 @@ def _render(
             [job.prompt],
             seed=job.seed,
             latents=noise[None],
+            height=config.height,
+            width=config.width,
             num_inference_steps=steps,
             guidance_scale=None if config.render_model else config.guidance_scale,
         )[0]

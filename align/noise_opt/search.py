@@ -151,6 +151,8 @@ class _Best:
     noise: Tensor | None = None
     terms: dict[str, float] = field(default_factory=dict)
     total: float = -float("inf")
+    plain: float = -float("inf")
+    """What chooses in its place where terms count without their weights."""
     robust: float | None = None
     """Mean score of slightly changed copies of the image, once an optimized one challenges it."""
 
@@ -177,7 +179,10 @@ def _run(
         except StopIteration:
             break
         answer = evaluate(ask.noise, ask.pull)
-        improved = _choose(best, ask, answer, evaluate, guard=config.method == "carinox")
+        improved = _choose(
+            best, ask, answer, evaluate,
+            guard=config.method == "carinox", plain=config.method == "carinox-paper",
+        )  # fmt: skip
         if best.image is None or best.noise is None:
             raise RuntimeError(
                 f"no image of {prompt!r} and its score was finite; try another dtype or model"
@@ -218,15 +223,26 @@ def _setup(pipe: Any, objective: Objective, config: OptimizeConfig, purse: Purse
     )
 
 
-def _choose(best: _Best, ask: Ask, answer: Answer, evaluate: Evaluator, guard: bool) -> bool:
+def _choose(
+    best: _Best, ask: Ask, answer: Answer, evaluate: Evaluator, guard: bool, plain: bool = False
+) -> bool:
     """Take over a candidate that beats the best; whether there was one.
+
+    `plain` compares by the sum of the terms without their weights.
 
     With the guard, those that a gradient made are compared by the score of slightly changed
     copies of their images: a gradient finds scores without the image that they stand for, which
     mere choosing hardly does.
     """
     totals = answer.totals[: ask.rivals]
-    if not guard or ask.phase == "explore" or best.image is None:
+    if plain:
+        sums = evaluate.objective.plain(answer.terms).to(totals.device)[: len(totals)]
+        sums = sums.masked_fill(~totals.isfinite(), -torch.inf)
+        row, robust = int(sums.argmax()), None
+        if not float(sums[row]) > best.plain:
+            return False
+        best.plain = float(sums[row])
+    elif not guard or ask.phase == "explore" or best.image is None:
         row, robust = int(totals.argmax()), None
         if not float(totals[row]) > best.total:
             return False
