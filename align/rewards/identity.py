@@ -30,7 +30,8 @@ def shared(names: Iterable[str], others: Iterable[str]) -> list[str]:
 
 def _marks(name: str) -> set[str]:
     """What tells a term's weights or code: two terms are the same where they have one in common."""
-    (term,) = leaves(parse_expression(name))
+    first, colon, rest = name.rpartition(":") if ".py:" in name else name.partition(":")
+    term = Term(first, rest if colon else None)
     if term.name.endswith(".py"):
         path = Path(term.name)
         marks = {f"{path.resolve()}:{term.argument}"}

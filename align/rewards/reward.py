@@ -158,8 +158,8 @@ def build_reward(
     if isinstance(owner, Reward):
         for term in leaves(owner.expression):
             _check_name(term, {term.name: ""}, refused)
-    elif getattr(reward, "judge", None) in refused:
-        _check_name(Term(reward.judge), {}, refused)
+    elif isinstance(name := getattr(reward, "judge", None), str):
+        _check_name(Term(name), {name: ""}, refused)
     if isinstance(reward, Reward):
         return reward
     if batch < 1:
