@@ -154,9 +154,7 @@ def main() -> None:
         print("|---|---|---|---|---|")
         found["coverage"] = measure_coverage()
     if not args.pool_only:
-        print(
-            "\n| prompts by category | normal values | 0.95 against 0.9 | equal chances, undecided |"
-        )
+        print("\n| prompts by category | normal values | 0.95 against 0.9 | equal, undecided |")
         print("|---|---|---|---|")
         found["few"] = measure_few()
     if args.pool:
