@@ -36,7 +36,9 @@ class Purse:
     """What has been spent, counted per image, and what is left of a budget.
 
     A generator forward makes one image, in `steps` passes of the denoiser. A backward counts as
-    `backward_cost` forwards: all that an image with gradient takes beyond one without.
+    `backward_cost` forwards: all that an image with gradient takes beyond one without. Scoring an
+    image counts as `score_cost` forwards, its gradient as `slope_cost` more: nothing, unless a
+    budget stands for time.
     """
 
     budget: Budget | None = None
@@ -45,6 +47,9 @@ class Purse:
     generator_forwards: int = 0
     generator_backwards: int = 0
     reward_forwards: int = 0
+    reward_backwards: int = 0
+    score_cost: float = 0.0
+    slope_cost: float = 0.0
     started: float = field(default_factory=time.perf_counter)
 
     @property
@@ -55,7 +60,9 @@ class Purse:
     @property
     def forwards(self) -> float:
         """Forward-equivalents of the whole generator so far."""
-        return self.generator_forwards + self.backward_cost * self.generator_backwards
+        generator = self.generator_forwards + self.backward_cost * self.generator_backwards
+        scores = self.score_cost * self.reward_forwards + self.slope_cost * self.reward_backwards
+        return generator + scores
 
     @property
     def spent(self) -> float:
@@ -64,8 +71,8 @@ class Purse:
             return 0.0
         return self._spent_in_unit() / self.budget.amount
 
-    def fits(self, backwards: float = 0, images: int = 1_000_000) -> int:
-        """How many of `images` more can be paid for, each with this many backwards.
+    def fits(self, backwards: float = 0, images: int = 1_000_000, scores: float = 1.0) -> int:
+        """How many of `images` more can be paid for, each with this many backwards and scores.
 
         A time budget takes the mean cost so far; before anything is known it admits four images.
         """
@@ -80,8 +87,13 @@ class Purse:
             left = self.budget.amount - self._spent_in_unit()
             price = 1 if self.budget.unit == "images" else self.steps
             if self.budget.unit == "nfe":
-                price *= 1 + backwards * self.backward_cost
+                price *= self.price(backwards, scores)
         return max(0, min(images, math.floor(left / price + 1e-9)))
+
+    def price(self, backwards: float = 0, scores: float = 1.0) -> float:
+        """Forward-equivalents of an image with this many backwards and scores."""
+        slope = self.slope_cost if backwards else 0.0
+        return 1 + backwards * self.backward_cost + scores * self.score_cost + slope
 
     def _spent_in_unit(self) -> float:
         assert self.budget is not None

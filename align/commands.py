@@ -98,7 +98,7 @@ def generate_batch(
             pipe,
             prompts,
             negative_prompts=config.negative_prompt,
-            generator=[torch.Generator().manual_seed(config.seed + i) for i in indices],
+            seed=config.seed + indices.start,
             latents=None if noise is None else noise[indices.start : indices.stop],
             num_inference_steps=config.num_inference_steps,
             guidance_scale=config.guidance_scale,

@@ -53,12 +53,29 @@ def default_prompts(model: str) -> str:
 def training_prompts(config: Any) -> PromptSet:
     """The prompts that a run trains on. Raises ValueError for those kept for the measurement."""
     prompts = load_prompts(config.prompts or default_prompts(config.model))
-    if prompts.name == RESERVED:
-        raise ValueError(
-            f"prompts is {RESERVED!r}, which is kept for the final measurement; train on another "
-            "set, such as scenes-heldout-a"
-        )
+    refuse_reserved(prompts, "prompts", "train on another set, such as scenes-heldout-a")
     return prompts
+
+
+def refuse_reserved(prompts: PromptSet, what: str, instead: str) -> None:
+    """Raise ValueError where any of the prompts is one of those kept for the final measurement,
+    whatever its file is called and whatever else is in it."""
+    from align.scenes.dataset import prompt_set
+
+    if prompts.name != RESERVED and prompts.name in builtin_names():
+        return
+    kept = {_plain(prompt) for prompt in prompt_set(RESERVED)}
+    found = [prompt for prompt in prompts.prompts if _plain(prompt) in kept]
+    if found:
+        raise ValueError(
+            f"{what} is {prompts.name!r}; {RESERVED} is kept for the final measurement, and "
+            f"{len(found)} of these prompts are of it, such as {found[0]!r}; {instead}"
+        )
+
+
+def _plain(prompt: str) -> str:
+    """A prompt without what does not change it: capitals, spaces, a full stop."""
+    return " ".join(prompt.casefold().split()).rstrip(" .")
 
 
 def load_prompts(name_or_path: str | Path) -> PromptSet:

@@ -12,11 +12,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from align.config import GenerateConfig, QuickstartConfig, TrainConfig
+from align.evaluation.statistics import BOUNDS, difference
 from align.models import load_pipeline
 from align.prompts import load_prompts
 from align.quickstart_parts import NarPictures, draw_nar, search_noise
@@ -62,7 +64,7 @@ class Judgment:
 
 @dataclass(frozen=True)
 class Gain:
-    """A paired comparison: means, mean difference, its 95 % bootstrap interval."""
+    """A paired comparison: means, mean difference, its 95 % interval."""
 
     before: float
     after: float
@@ -245,24 +247,23 @@ def score(
     return [dict(zip(columns, row, strict=True)) for row in rows]
 
 
-def gain(judgments: Sequence[Judgment], measure: str, seed: int = 0, draws: int = 10_000) -> Gain:
-    """How much a measure rose, paired by prompt and noise.
-
-    The interval is a percentile bootstrap over the prompts (Efron and Tibshirani 1993, chapter 13):
-    pictures of one prompt are not independent, so prompts are drawn, not pictures.
-    """
+def gain(judgments: Sequence[Judgment], measure: str, seed: int = 0) -> Gain:
+    """How much a measure rose, paired by prompt and noise; the interval is that of evaluations,
+    over prompts, as the pictures of a prompt are not independent."""
     rows: dict[str, list[tuple[float, float]]] = {}
     for j in judgments:
         rows.setdefault(j.prompt, []).append((j.before[measure], j.after[measure]))
-    pairs = torch.stack([torch.tensor(row, dtype=torch.float64).mean(0) for row in rows.values()])
-    rises = pairs[:, 1] - pairs[:, 0]
-    picks = torch.randint(
-        len(rises), (draws, len(rises)), generator=torch.Generator().manual_seed(seed)
+    before, after = zip(*(np.mean(row, axis=0).tolist() for row in rows.values()), strict=True)
+    found = difference(before, after, bounds=BOUNDS.get(measure), seed=seed)
+    return Gain(
+        before=float(np.mean(before)),
+        after=float(np.mean(after)),
+        difference=found.mean,
+        low=found.low,
+        high=found.high,
+        prompts=len(rows),
+        images=len(judgments),
     )
-    means = rises[picks].mean(1)
-    low, high = torch.quantile(means, torch.tensor([0.025, 0.975]).double()).tolist()
-    before, after = pairs.mean(0).tolist()
-    return Gain(before, after, rises.mean().item(), low, high, len(rises), len(judgments))
 
 
 def shown(judgments: Sequence[Judgment]) -> list[int]:

@@ -1,5 +1,6 @@
 """What `align quickstart` says about its outcome: report.html, and a summary in a few lines."""
 
+import math
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -81,10 +82,10 @@ def interval(g: Gain, points: bool) -> str:
     """A gain with its interval and n; in percentage points or in the measure's own unit."""
     scale, unit, digits = (100, " points", 1) if points else (1, "", 3)
     numbers = [f"{scale * value:+.{digits}f}" for value in (g.difference, g.low, g.high)]
-    return (
-        f"{numbers[0]}{unit} (95 % interval {numbers[1]} to {numbers[2]}; "
-        f"n = {g.prompts} prompts, {g.images} pictures)"
-    )
+    ends = f"95 % interval {numbers[1]} to {numbers[2]}"
+    if math.isinf(g.low):
+        ends = "no interval, as every prompt has the same difference"
+    return f"{numbers[0]}{unit} ({ends}; n = {g.prompts} prompts, {g.images} pictures)"
 
 
 def summary(outcome: Outcome) -> str:
@@ -129,7 +130,7 @@ def gains_table(outcome: Outcome) -> str:
                 form.format(g.before),
                 form.format(g.after),
                 f"{scale * g.difference:+.{digits}f}",
-                f"{low} to {high}",
+                "unknown" if math.isinf(g.low) else f"{low} to {high}",
             ]
         )
     g = outcome.gains["exact"]

@@ -109,9 +109,10 @@ def generate(
     """Images in [0, 1], one per prompt: those of the pipeline's own `__call__`.
 
     None means the pipeline's default; distilled models take 1 step without guidance. Image i
-    starts from `latents[i]`, else from noise of the generator, else of its own CPU generator
-    seeded with `seed + i`, else of the global one. `grad_steps=K` keeps the graph through the
-    last K steps, "all" through all steps and to `latents`.
+    starts from `latents[i]` (any float precision), else from noise of the generator, else of its
+    own CPU generator seeded with `seed + i`, else of the global one. A sampler that draws noise of
+    its own draws the same one by `seed` with and without `latents`. `grad_steps=K` keeps the graph
+    through the last K steps, "all" through all steps and to `latents`.
 
     Raises ValueError for prompts, sizes or counts that do not fit.
     """
@@ -122,7 +123,11 @@ def generate(
     if seed is not None and generator is not None:
         raise ValueError("seed and generator are both given; give one of them")
     if seed is not None:
-        generator = [torch.Generator().manual_seed(seed + i) for i in range(len(prompts))]
+        seeds = [seed + i for i in range(len(prompts))]
+        if latents is None:
+            generator = [torch.Generator().manual_seed(one) for one in seeds]
+        else:
+            generator = past_the_noise(pipe, seeds, height, width)
     if isinstance(generator, list) and len(generator) != len(prompts):
         raise ValueError(f"{len(generator)} generators for {len(prompts)} prompts; give one each")
     with torch.set_grad_enabled(torch.is_grad_enabled() and grad_steps != 0):
@@ -157,6 +162,22 @@ def make_noise(
     """Unit-variance noise for images of this size in pixels, row i from `seeds[i]` alone."""
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     return _starting_noise(pipe, len(generators), None, generators, height, width)
+
+
+def candidate_seeds(seed: int, start: int, count: int) -> list[int]:
+    """The seeds of candidates `start`, `start` + 1, … of a search; the first one's is `seed`, those
+    of seed 0 and 1 differ."""
+    return [seed + 1_000_003 * (start + i) for i in range(count)]
+
+
+def past_the_noise(
+    pipe: Any, seeds: Sequence[int], height: int | None = None, width: int | None = None
+) -> list[torch.Generator]:
+    """Generators of these seeds that have drawn the starting noise: what a sampler draws next is
+    independent of it, and the same as in a run that starts from the seed."""
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    _starting_noise(pipe, len(generators), None, generators, height, width)
+    return generators
 
 
 def check_steps(num_inference_steps: int, grad_steps: GradSteps, eta: float) -> None:
@@ -245,12 +266,13 @@ def _starting_noise(
 ) -> Tensor:
     """The latents given, checked, or new noise from the generator, as the pipelines draw it."""
     family, device = family_of(pipe), denoiser_module(pipe).device
-    shape = (batch, *latent_shape(pipe, height, width))
+    shape, dtype = (batch, *latent_shape(pipe, height, width)), family.noise_dtype(pipe)
     if latents is None:
-        dtype = family.noise_dtype(pipe)
         return randn_tensor(shape, generator=generator, device=device, dtype=dtype)
     if family.unpack_latents and latents.ndim == 3 and latents.numel() == math.prod(shape):
         latents = family.unpack_latents(pipe, latents, *image_size(pipe, height, width))
     if latents.shape != shape:
         raise ValueError(f"latents have shape {tuple(latents.shape)}; this run needs {shape}")
-    return latents.to(device)
+    if not latents.is_floating_point():
+        raise TypeError(f"latents are {latents.dtype}; they must be floating point")
+    return latents.to(device, dtype)

@@ -17,6 +17,7 @@ from align.demo.choices import check_model, check_reward
 from align.demo.links import address
 from align.demo.messages import one_sentence, plural, progress, status
 from align.report import command_line
+from align.training.report import judge_name
 
 if TYPE_CHECKING:
     from align.demo.training import View
@@ -176,7 +177,7 @@ def curves(records: list[dict[str, Any]]) -> tuple[str, str]:
     judged = [(r["step"], "judge", r["judge"]) for r in records if r.get("judge") is not None]
     return (
         drawn(rows, "update", "reward of the update"),
-        drawn(judged, "update", "held-out judge") if len(judged) > 1 else "",
+        drawn(judged, "update", "judge") if len(judged) > 1 else "",
     )
 
 
@@ -209,7 +210,7 @@ def gains(report: dict[str, Any]) -> list[str]:
     before, after = pictures.get("before", {}), pictures.get("after", {})
     found = [f"{n} {before[n]:.3f} → {after[n]:.3f}" for n in before if n in after]
     if judge:
-        found.append(f"held-out judge {judge['before']:.3f} → {judge['after']:.3f}")
+        found.append(f"{judge_name(judge)} {judge['before']:.3f} → {judge['after']:.3f}")
     return [escape(text) for text in found]
 
 

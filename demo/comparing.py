@@ -16,7 +16,8 @@ from align.demo.safety import screened
 from align.demo.streaming import stoppable, stream
 from align.denoisers import denoiser_module
 from align.evaluation.config import CompareConfig
-from align.evaluation.methods import Method, Task, parse_methods, run
+from align.evaluation.methods import Method, parse_methods, run
+from align.evaluation.pricing import Task
 from align.evaluation.spending import Spent
 from align.prompt_words import prompt_warnings
 

@@ -28,7 +28,8 @@ def test_a_gain_is_the_paired_mean_difference():
     gain = q.gain(judgments([0, 0, 1, 1], [1, 0, 1, 1], pictures=2), "exact")
     assert (gain.before, gain.after, gain.difference) == (0.5, 0.75, 0.25)
     assert (gain.prompts, gain.images) == (2, 4)
-    assert (gain.low, gain.high) == (0, 0.5)
+    # Student's with 1 degree of freedom and an error of 0.25, inside what a difference can be
+    assert (gain.low, gain.high) == (-1, 1)
 
 
 def test_the_interval_is_that_of_the_mean_over_prompts():

@@ -81,6 +81,11 @@ def test_weights_arguments_and_functions():
         ("z(min(a,b))", "takes rewards only"),
         ("9a", "expected a reward's name"),
         ("a:", "expected an argument after a:"),
+        (
+            "detector:model=7",
+            r"7 may be a weight or the value of 'model'",
+        ),
+        ("jpeg,detector:remove=cat;model=7=", "a weight is a finite number"),
         ("rewards.py", "needs a function: rewards.py:FUNCTION"),
     ],
 )
@@ -92,3 +97,11 @@ def test_a_malformed_expression_says_where(text, message):
 def test_suggestions():
     assert suggest("scene-clip", ["scenes-clip", "jpeg"]) == "did you mean scenes-clip?"
     assert suggest("xyz", ["scenes-clip", "jpeg"]) == "known are jpeg, scenes-clip"
+
+
+def test_a_setting_may_have_a_number_for_its_value():
+    """The last number is the weight, and never what a setting of the reward was given."""
+    (found,) = parse_expression("detector:remove=cat;model=7=0.5").items
+    assert (found[0].argument, found[1]) == ("remove=cat;model=7", 0.5)
+    (found,) = parse_expression("vqascore:clip-flant5-xxl=0.5").items
+    assert (found[0].argument, found[1]) == ("clip-flant5-xxl", 0.5)

@@ -1,13 +1,22 @@
 """The held-out judge: the best LoRA, early stopping, reward hacking, diversity."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 from train_helpers import LORA, run, small_config
 
+from align.prompts import training_prompts
 from align.scenes.dataset import prompt_set
-from align.training.judge import diversity, hacking_warning, judge_prompts, paired
+from align.training.judge import (
+    HeldOutJudge,
+    _by_prompt,
+    diversity,
+    hacking_warning,
+    judge_prompts,
+    paired,
+)
 
 
 def test_the_judge_keeps_the_best_and_stops(tmp_path):
@@ -88,9 +97,13 @@ def test_the_other_half_is_refused_in_a_users_file_too(tmp_path, monkeypatch):
     config = small_config(tmp_path, judge="jpeg", judge_prompts=str(file))
     file.write_text("a cat\na dog")
     assert judge_prompts(config).prompts == ["a cat", "a dog"]
-    file.write_text(f"a cat\n{prompt_set('scenes-heldout-b')[-1]}\na dog")
-    with pytest.raises(ValueError, match="scenes-heldout-b is kept for the final measurement"):
-        judge_prompts(config)
+    kept = prompt_set("scenes-heldout-b")[-1]
+    for text in (kept, f"{kept.upper()}. "):
+        file.write_text(f"a cat\n{text}\na dog")
+        with pytest.raises(ValueError, match="scenes-heldout-b is kept for the final measurement"):
+            judge_prompts(config)
+        with pytest.raises(ValueError, match="measurement, and 1 of these prompts are of it"):
+            training_prompts(small_config(tmp_path, prompts=str(file)))
 
 
 def test_diversity_is_zero_for_equal_images_and_blind_to_noise():
@@ -100,3 +113,33 @@ def test_diversity_is_zero_for_equal_images_and_blind_to_noise():
     assert diversity(black_white) == pytest.approx(1)
     noise = torch.rand(1, 2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     assert diversity(noise) < 0.15
+
+
+def test_two_images_of_a_prompt_count_once(tmp_path):
+    """The judge's error is that of prompts: both images of one move together."""
+    config = small_config(tmp_path, judge="jpeg", judge_prompts="animals", judge_images=8)
+    judge = HeldOutJudge(config)
+    judge.judge = lambda images, prompts, metadata: torch.arange(8.0)
+    session = SimpleNamespace(
+        config=config, draw=lambda prompts, seeds: torch.zeros(8, 3, 16, 16), reward=judge.judge
+    )
+    assert judge.measure(session)["judge"] == [0.5, 2.5, 4.5, 6.5]
+    generator, falls = torch.Generator().manual_seed(0), 0
+    for _ in range(2000):
+        moved = torch.randn(24, generator=generator).repeat_interleave(2)
+        mean, error = paired([0.0] * 24, _by_prompt(moved))
+        falls += mean < -2 * error
+    assert falls / 2000 < 0.04  # 2.9 % by Student's t of 23; 0.08 where images count apart
+
+
+def test_a_judge_that_is_trained_on_is_not_called_held_out(tmp_path):
+    result, _ = run(
+        tmp_path, reward="jpeg", judge="jpeg", judge_prompts="animals", judge_images=4, steps=1
+    )
+    report = json.loads((result.out / "report.json").read_text())
+    assert report["judge"]["held_out"] is False
+    assert "the judge jpeg is also what the LoRA is trained by" in report["warnings"][0]
+    card = (result.out / "lora" / "README.md").read_text()
+    assert "held-out judge" not in card
+    assert "judge (also trained on)" in card
+    assert "not held out" in card

@@ -3,9 +3,9 @@
 | benchmark | file | prompt | category |
 | --- | --- | --- | --- |
 | T2I-CompBench++ | a folder of `*_val.txt`, or one of them | line | the file's name |
-| GenEval, GenEval 2 | JSONL | `prompt` | `tag`; `skills` |
+| GenEval, GenEval 2 | JSONL | `prompt` | `tag`; `atom_count` |
 | HRS-Bench | a folder of CSV files, or one of them | `original_prompts`, … | the file's name |
-| DSG-1k | CSV, a row a question | `text` | `category_broad` |
+| DSG-1k, DPG-Bench | CSV, a row a question | `text` | the file's name |
 | PartiPrompts | TSV | `Prompt` | `Category` |
 | DrawBench | CSV | `Prompts` | `Category` |
 | TIFA, GenAI-Bench | JSON, a list or an object of entries | `caption`, `prompt` | `source`, … |
@@ -34,6 +34,7 @@ PROMPT_COLUMNS = (
 CATEGORY_COLUMNS = (
     "category",
     "tag",
+    "atom_count",
     "category_broad",
     "skills",
     "basic_skills",
@@ -121,27 +122,45 @@ def _text(value: Any, path: Path, number: int) -> str:
 
 
 def _merged(name: str, rows: Sequence[tuple[str, dict[str, Any]]]) -> PromptSet:
-    """Each prompt once, with its first row: DSG-1k, for one, has a row for every question."""
+    """Each prompt once. Where it has several rows, as DSG-1k and DPG-Bench have one for every
+    question, a column that differs between them holds the list of its values, row by row."""
     if not rows:
         raise ValueError(f"prompt file {name} has no prompts, so its category is empty")
-    first: dict[str, dict[str, Any]] = {}
+    grouped: dict[str, list[dict[str, Any]]] = {}
     for prompt, metadata in rows:
-        first.setdefault(prompt, metadata)
-    return PromptSet(name, list(first), list(first.values()))
+        if metadata not in grouped.setdefault(prompt, []):
+            grouped[prompt].append(metadata)
+    return PromptSet(name, list(grouped), [_joined(mine) for mine in grouped.values()])
+
+
+def _joined(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    joined = dict(rows[0])
+    for key in dict.fromkeys(key for row in rows for key in row):
+        values = [row.get(key) for row in rows]
+        joined[key] = values[0] if all(value == values[0] for value in values) else values
+    return joined
 
 
 def _with_categories(prompts: PromptSet, fallback: str) -> PromptSet:
-    """The same with a `category` for each: its own, else that of a scenes prompt, else fallback."""
+    """The same with a `category` for each: its own, else that of a scenes prompt, else fallback.
+
+    A list of several is of the parts of a prompt (its questions, its skills) and none of its own.
+    """
     metadata = []
     for number, (prompt, row) in enumerate(zip(prompts.prompts, prompts.metadata, strict=True), 1):
         lower = {str(key).lower(): value for key, value in row.items()}
-        column = next((name for name in CATEGORY_COLUMNS if name in lower), None)
+        column = next((k for k in CATEGORY_COLUMNS if k in lower and not _several(lower[k])), None)
         value = lower[column] if column else _scenes_category(prompt) or fallback
         value = value[0] if isinstance(value, list) and value else value
+        value = str(value) if isinstance(value, int) else value
         if not isinstance(value, str) or not value.strip():
             raise ValueError(f"prompt {number} of {prompts.name} ({prompt!r}) has no {column}")
         metadata.append(row | {"category": value.strip()})
     return PromptSet(prompts.name, prompts.prompts, metadata)
+
+
+def _several(value: Any) -> bool:
+    return isinstance(value, list) and len(set(map(str, value))) > 1
 
 
 def _scenes_category(prompt: str) -> str | None:

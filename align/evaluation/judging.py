@@ -1,9 +1,7 @@
 """Who judges, who was optimized, and what every picture scores."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,11 +11,13 @@ from torch import Tensor
 from align.evaluation.config import EvaluationConfig
 from align.evaluation.methods import Method
 from align.prompts import PromptSet
-from align.rewards import LOADERS, load_judge, load_reward, parse_expression
-from align.rewards.catalogue import SETS
-from align.rewards.expression import leaves
+from align.provenance import choosing_terms, trained_terms
+from align.provenance import trained_reward as trained_reward
+from align.rewards import load_judge, load_reward
+from align.rewards.identity import shared, terms_of
 from align.rewards.reward import Reward
 
+SHARES = ("exact", "partial")
 VERIFIER = ("verifier", "verifier-partial")
 SCENES_REWARDS = "scenes-clip,scenes-vqa,scenes-count,scenes-preference"
 
@@ -36,54 +36,47 @@ class Judges:
     scenes: bool
     """Whether the verifier can read prompts and pictures."""
 
+    chosen: tuple[str, ...] = ()
+    """Terms of the judges that chose a `lora-best` which is judged here."""
+
     @property
     def warning(self) -> str | None:
-        """One sentence where a judge is also an optimized reward."""
-        shared = [name for name in terms_of(self.expression) if name in self.optimized]
-        if not shared:
-            return None
-        verb = "is" if len(shared) == 1 else "are"
-        return (
-            f"Warning: the judge {' and '.join(shared)} {verb} also what methods here were "
+        """What makes the judge's figures too good, where a judge is also an optimized reward or
+        chose what is judged."""
+        judges = terms_of(self.expression)
+        optimized = shared(judges, self.optimized)
+        verb = "is" if len(optimized) == 1 else "are"
+        lines = [
+            f"Warning: the judge {' and '.join(optimized)} {verb} also what methods here were "
             "optimized for, so these figures say nothing about quality; take another judge."
-        )
+        ] * bool(optimized)
+        chosen = [name for name in shared(judges, self.chosen) if name not in optimized]
+        lines += [
+            f"Warning: a lora-best here was chosen by the judge {' and '.join(chosen)} itself, so "
+            "its figures are rather too high; take another judge or the run's last LoRA."
+        ] * bool(chosen)
+        return " ".join(lines) or None
 
-
-def terms_of(expression: str) -> list[str]:
-    """The names of an expression's terms."""
-    return [leaf.key for leaf in leaves(parse_expression(expression))]
+    def optimized_among(self, measures: Sequence[str]) -> list[str]:
+        """Those of the measures that load what was optimized, however they are written."""
+        rewards = [name for name in measures if name not in (*SHARES, "judge")]
+        return shared(rewards, self.optimized)
 
 
 def optimized_terms(config: EvaluationConfig, methods: Sequence[Method]) -> tuple[str, ...]:
-    """The rewards that the methods search by, and those that the runs of their LoRAs trained on."""
+    """The rewards that the methods search by, and those that their LoRAs and models were trained
+    on, in the runs that these started from too."""
     names = []
     if config.reward and any(method.searches for method in methods):
         names += terms_of(config.reward)
-    for lora in {*config.lora, *(lora for method in methods for lora in method.loras)}:
-        reward = trained_reward(lora)
-        names += terms_of(reward) if reward else []
-    return tuple(dict.fromkeys(names))
+    return tuple(dict.fromkeys([*names, *trained_terms(_sources(config, methods))]))
 
 
-def trained_reward(lora: str) -> str | None:
-    """The reward of the run that a LoRA comes from; None where that is not known, or was a
-    function given in Python, of which the run has the name alone."""
-    path = Path(lora.rpartition("=")[0] or lora)
-    path = path if path.exists() else Path(lora)
-    for folder in (path, *list(path.parents)[:2]):
-        file = folder / "run.json"
-        if file.is_file():
-            reward = json.loads(file.read_text(encoding="utf-8")).get("config", {}).get("reward")
-            return reward if isinstance(reward, str) and _can_be_loaded(reward) else None
-    return None
-
-
-def _can_be_loaded(expression: str) -> bool:
-    try:
-        names = [leaf.name for leaf in leaves(parse_expression(expression))]
-    except ValueError:
-        return False
-    return all(name in LOADERS or name in SETS or name.endswith(".py") for name in names)
+def _sources(config: EvaluationConfig, methods: Sequence[Method]) -> list[str]:
+    """LoRAs and models that pictures are made with."""
+    loras = [lora for method in methods for lora in method.loras]
+    models = [config.model, *(method.nar for method in methods if method.nar)]
+    return list(dict.fromkeys([*config.lora, *loras, *models]))
 
 
 def load_judges(
@@ -118,6 +111,7 @@ def load_judges(
         optimized=optimized,
         others=load_reward(others, config.device) if others else None,
         scenes=scenes,
+        chosen=tuple(choosing_terms(_sources(config, methods))),
     )
 
 

@@ -2,7 +2,7 @@
 
 base            one picture from the noise of the seed
 lora=DIR        the same with a LoRA; lora=DIR+bon puts a search on top
-bon, bon=16     best of N by the reward, from the noises of seed, seed + 1, …: nested
+bon, bon=16     best of N by the reward, from the noises that `align optimize` starts from: nested
 reno, carinox, carinox-paper, langevin, zero-order, evolution
                 `align.optimize`, from the noises of the seed
 nar, nar=DIR    one picture by neighboring-autoregressive decoding, by its own settings; DIR is a
@@ -22,17 +22,14 @@ from torch import Tensor
 from align.budget import Budget
 from align.checks import one_of
 from align.config import OptimizeConfig
-from align.denoisers import default_steps
-from align.evaluation.nar_methods import DEFAULT, draw_nar, nar_passes, nar_source, nar_spending
+from align.evaluation.nar_methods import DEFAULT, nar_source, nar_spending
+from align.evaluation.pricing import Task, candidates, draw, priced, score
 from align.evaluation.spending import Spent, spending_of
 from align.noise_opt import optimize
-from align.noise_opt.search import PULLS, measure_backward_cost
-from align.noise_opt.weights import weigh
 from align.optimize_config import Method as OptimizeMethod
 from align.rewards.reward import Reward
-from align.sample import generate
+from align.sample import candidate_seeds
 
-BON_DEFAULT = 16
 OPTIMIZERS = tuple(name for name in get_args(OptimizeMethod) if name != "bon")
 SEARCHES = ("bon", *OPTIMIZERS)
 NAMES = ("base", "lora=DIR", *SEARCHES, "nar", "nar-bon")
@@ -56,37 +53,6 @@ class Method:
     def searches(self) -> bool:
         """Whether it chooses by a reward."""
         return self.search in SEARCHES
-
-
-@dataclass(frozen=True)
-class Task:
-    """One picture to be made for one prompt."""
-
-    pipe: Any
-    prompt: str
-    metadata: dict[str, Any]
-    seed: int
-    reward: Reward | None
-    weights: str | None = None
-    """Of the reward's terms; None: by category, but for the papers' methods uniform."""
-    num_inference_steps: int | None = None
-    guidance_scale: float | None = None
-    batch_size: int = 8
-    costs: "Costs | None" = None
-    nar: bool = False
-    """Whether `pipe` is a NARPipeline."""
-
-
-@dataclass(frozen=True)
-class Costs:
-    """Measured once a run, so that budgets mean the same for every prompt and process."""
-
-    seconds: float
-    """For one picture without gradient, the reward's scores included."""
-    backward: float | None
-    """Forwards that a backward pass counts as; None where no method makes one."""
-    nar_seconds: float | None = None
-    """The same as `seconds` for a picture of NAR; None where no method draws by it."""
 
 
 @dataclass(frozen=True)
@@ -151,26 +117,13 @@ def _spending(task: Task, reward: Reward | None) -> Any:
     return (nar_spending if task.nar else spending_of)(task.pipe, reward)
 
 
-@torch.no_grad()
-def _draw(task: Task, seeds: Sequence[int]) -> Float[Tensor, "b 3 h w"]:
-    if task.nar:
-        return draw_nar(task.pipe, task.prompt, seeds)
-    return generate(
-        task.pipe,
-        [task.prompt] * len(seeds),
-        generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-        num_inference_steps=task.num_inference_steps,
-        guidance_scale=task.guidance_scale,
-    )
-
-
 def _draw_all(tasks: Sequence[Task]) -> list[Made]:
     """A picture each, as many at a time as --batch-size says."""
     made, batch = [], tasks[0].batch_size
     for start in range(0, len(tasks), batch):
         seeds = [task.seed for task in tasks[start : start + batch]]
         with _spending(tasks[0], None) as spent:
-            images = _draw(tasks[0], seeds).cpu()
+            images = draw(tasks[0], seeds, seeds).cpu()
         made += [Made(image, spent.share(1 / len(seeds))) for image in images]
     return made
 
@@ -180,9 +133,9 @@ def _best_of_n(method: Method, task: Task, budgets: Sequence[Budget | None]) -> 
     counts = [candidates(budget, task, method.count) for budget in budgets]
     images, scores, rounds = [], [], []
     for start in range(0, max(counts), task.batch_size):
-        seeds = [task.seed + i for i in range(start, min(start + task.batch_size, max(counts)))]
+        seeds = candidate_seeds(task.seed, start, min(task.batch_size, max(counts) - start))
         with _spending(task, task.reward) as spent:
-            images += _draw(task, seeds).cpu()
+            images += draw(task, seeds, [task.seed] * len(seeds)).cpu()
             scores += score(task, torch.stack(images[start:])).tolist()
         rounds += [spent.share(1 / len(seeds))] * len(seeds)
     best = [max(range(count), key=lambda i: scores[i]) for count in counts]
@@ -192,75 +145,12 @@ def _best_of_n(method: Method, task: Task, budgets: Sequence[Budget | None]) -> 
     ]
 
 
-@torch.no_grad()
-def score(task: Task, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:
-    """What the search maximizes, of pictures of the task's prompt."""
-    assert task.reward is not None  # checked before the run: a searching method has one
-    rows = len(images)
-    terms = task.reward.terms(images, [task.prompt] * rows, [task.metadata] * rows)
-    return weigh(task.reward, task.prompt, task.weights or "category").objective.total(terms)
-
-
-def candidates(budget: Budget | None, task: Task, count: int | None) -> int:
-    """How many candidates a budget pays for; at least one, as a picture has to be made."""
-    if budget is None or count is not None:
-        return count or BON_DEFAULT
-    if budget.unit == "images":
-        price = 1.0
-    elif budget.unit == "nfe":
-        price = _steps(task)
-    else:
-        assert task.costs is not None  # measured before the run where a budget needs it
-        price = task.costs.nar_seconds if task.nar else task.costs.seconds
-        assert price is not None  # measured where a method draws by NAR
-    return max(1, int(budget.amount / price + 1e-9))
-
-
-def _steps(task: Task) -> int:
-    return (
-        nar_passes(task.pipe) if task.nar else task.num_inference_steps or default_steps(task.pipe)
-    )
-
-
-def measure_costs(task: Task, methods: Sequence[Method]) -> Costs:
-    """What pictures cost in this run, and a backward pass where a method makes one."""
-    seconds = measure_seconds(task)
-    if not any(method.search in PULLS for method in methods):
-        return Costs(seconds, None)
-    config = OptimizeConfig(
-        num_inference_steps=task.num_inference_steps, guidance_scale=task.guidance_scale
-    )
-    return Costs(seconds, measure_backward_cost(task.pipe, task.prompt, config))
-
-
-def measure_seconds(task: Task) -> float:
-    """For a picture and its scores, in a batch: the least of three mean times.
-
-    On a CPU the seconds are processor time over the threads used, so that other work on the
-    machine does not count; elsewhere they are those of the clock.
-    """
-    rounds = []
-    for _ in range(3):
-        with _spending(task, task.reward) as spent:
-            images = _draw(task, [task.seed + i for i in range(task.batch_size)])
-            if task.reward is not None:
-                score(task, images)
-        cpu = spent.cpu_seconds / torch.get_num_threads()
-        rounds.append((cpu if images.device.type == "cpu" else spent.seconds) / task.batch_size)
-    return min(rounds)
-
-
 def _optimized(method: Method, task: Task, budget: Budget | None) -> Made:
-    """`align.optimize`; what it spends is counted here, by the same hooks as everything else.
-
-    A budget in seconds becomes the passes that as many candidates of best-of-N would take, by the
-    costs measured in this run, so that other work on the machine changes nothing.
-    """
-    if budget is not None and budget.unit == "s":
-        budget = Budget(float(candidates(budget, task, None) * _steps(task)), "nfe")
+    """`align.optimize`; what it spends is counted here, by the same hooks as everything else."""
+    purse = priced(budget, task) if budget is not None and budget.unit == "s" else None
     config = OptimizeConfig(
         method=method.search,  # pyright: ignore[reportArgumentType]
-        budget=None if budget is None else str(budget),
+        budget=None if budget is None or purse else str(budget),
         weights=task.weights,
         num_inference_steps=task.num_inference_steps,
         guidance_scale=task.guidance_scale,
@@ -270,7 +160,9 @@ def _optimized(method: Method, task: Task, budget: Budget | None) -> Made:
     )
     image = None
     with spending_of(task.pipe, task.reward) as spent:
-        for step in optimize(task.pipe, task.prompt, task.reward, config, metadata=task.metadata):
+        for step in optimize(
+            task.pipe, task.prompt, task.reward, config, metadata=task.metadata, purse=purse
+        ):
             image = step.best_image
     if image is None:
         raise ValueError(f"{method.label} made no picture with a budget of {budget}; give it more")

@@ -85,9 +85,10 @@ def shown_figures(report: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _bars(found: list[dict[str, float]]) -> list[list[float]]:
+    """Lengths down and up; none where the interval is not known."""
     lows = [max(0.0, each["mean"] - each["low"]) for each in found]
     highs = [max(0.0, each["high"] - each["mean"]) for each in found]
-    return [[min(v, 1e6) for v in lows], [min(v, 1e6) for v in highs]]
+    return [[0.0 if v == float("inf") else v for v in ends] for ends in (lows, highs)]
 
 
 def _plain(axes: Any, report: dict[str, Any], along: str = "x") -> None:

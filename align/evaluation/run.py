@@ -15,16 +15,8 @@ from align.denoisers import image_size
 from align.evaluation.benchmarks import choose, load_benchmark
 from align.evaluation.config import CompareConfig, EvaluateConfig
 from align.evaluation.judging import SCENES_REWARDS, Judges, judge_images, load_judges
-from align.evaluation.methods import (
-    Costs,
-    Made,
-    Method,
-    Task,
-    measure_costs,
-    measure_seconds,
-    parse_methods,
-    run,
-)
+from align.evaluation.methods import Made, Method, parse_methods, run
+from align.evaluation.pricing import Costs, Task, measure_costs, measure_seconds
 from align.evaluation.spending import check_quiet, load_average
 from align.evaluation.work import (
     check_out,
@@ -156,11 +148,12 @@ def _shared_costs(plan: Plan) -> Costs:
     with claimed(plan.folder / "claims" / "costs.lock", wait=True):
         if not file.is_file():
             ranked = sorted(plan.methods, key=lambda m: (m.nar is not None, not m.searches))
-            costs = measure_costs(task_of(plan, ranked[0], 0, 0), plan.methods)
+            gradients = any(method.search in PULLS for method in plan.methods)
+            costs = measure_costs(task_of(plan, ranked[0], 0, 0), gradients)
             nar = next((m for m in ranked if m.nar is not None), None)
             if nar is not None:
                 seconds = measure_seconds(task_of(plan, nar, 0, 0))
-                costs = replace(costs, nar_seconds=seconds)
+                costs = replace(costs, nar_seconds=sum(seconds))
             write_json(file, dataclasses.asdict(costs))
     return Costs(**json.loads(file.read_text(encoding="utf-8")))
 

@@ -2,9 +2,10 @@
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -94,6 +95,37 @@ def spending(generator: Any, decoder: Any, reward: Reward | None) -> Iterator[Sp
 def spending_of(pipe: Any, reward: Reward | None) -> Any:
     """`spending` on a diffusers pipeline."""
     return spending(denoiser_module(pipe), pipe.vae.decoder, reward)
+
+
+def seconds_of(action: Callable[[], Any], device: torch.device) -> float:
+    """What an action takes, the least of three times.
+
+    On a CPU without the time that it waited for a processor, so that other work on the machine does
+    not count, but with that for anything else, such as a reward that is remote.
+    """
+    rounds = []
+    for _ in range(3):
+        _synchronize()
+        started, queued, cpu = time.monotonic(), _queued(), time.process_time()
+        action()
+        _synchronize()
+        seconds = time.monotonic() - started
+        if device.type == "cpu":
+            waited = _queued()
+            if waited is None or queued is None:
+                seconds = min(seconds, time.process_time() - cpu)
+            else:
+                seconds -= waited - queued
+        rounds.append(seconds)
+    return min(rounds)
+
+
+def _queued() -> float | None:
+    """Seconds for which this thread has waited for a processor; None where no system tells."""
+    try:
+        return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
+    except (OSError, ValueError, IndexError):
+        return None
 
 
 def load_average() -> float:

@@ -1,5 +1,6 @@
 """From the records of all prompts to the figures of report.json."""
 
+import dataclasses
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,6 @@ from PIL import Image
 from torch import Tensor
 
 from align.evaluation.diversity import MEASURES, feature_diversity, scene_diversity
-from align.evaluation.judging import terms_of
 from align.evaluation.quality import (
     Features,
     clip_features,
@@ -27,10 +27,10 @@ from align.evaluation.quality import (
 )
 from align.evaluation.run import Plan
 from align.evaluation.spending import QUIET_LOAD
-from align.evaluation.statistics import Estimate, difference, estimate
+from align.evaluation.statistics import BOUNDS, Estimate, difference, estimate
+from align.rewards.identity import terms_of
 from align.run import describe_run
 
-BOUNDS = {"exact": (0.0, 1.0), "partial": (0.0, 1.0)}
 TRUE_SCENES = 900  # renders that stand for the real pictures of the scenes world
 TRUE_NEAREST = 200  # of which as many show how far a new true picture lies from the training ones
 
@@ -48,14 +48,17 @@ def summarize(plan: Plan, records: Records) -> dict[str, Any]:
     table = {key: per_prompt(records, *key, measures) for key in keys}
     strata = [record["category"] for record in records]
     loads = [record["load"] for record in records]
-    held_out = [name for name in measures if name not in plan.judges.optimized]
+    # under another name too
+    found = plan.judges.optimized_among(measures)
+    optimized = list(dict.fromkeys([*plan.judges.optimized, *found]))
+    held_out = [name for name in measures if name not in optimized]
     extras = _Extras(plan, records)
     return {
         "warning": plan.judges.warning,
         "judge": plan.judges.expression,
         "main": measures[0],
         "measures": measures,
-        "optimized": list(plan.judges.optimized),
+        "optimized": optimized,
         "held_out": [name for name in held_out if name not in (*BOUNDS, "judge")],
         "prompts": len(records),
         "categories": {name: strata.count(name) for name in dict.fromkeys(strata)},
@@ -91,7 +94,7 @@ def measure_names(plan: Plan, records: Records) -> list[str]:
     elif terms_of(plan.judges.expression) != ["verifier"]:
         names = ["judge", *names]
     rest = [name for name in scores if name not in (*names, "objects", "judge", *BOUNDS)]
-    optimized = [name for name in plan.judges.optimized if name in rest]
+    optimized = plan.judges.optimized_among(rest)
     return names + optimized + [name for name in rest if name not in optimized]
 
 
@@ -120,7 +123,7 @@ def mean_spent(records: Records, method: str, budget: str | None) -> dict[str, f
 
 def as_dict(one: Estimate) -> dict[str, Any]:
     """An estimate as report.json has it."""
-    return {"mean": one.mean, "low": one.low, "high": one.high, "prompts": one.prompts}
+    return dataclasses.asdict(one)
 
 
 def _estimates(
@@ -145,7 +148,7 @@ def _against_first(
             for name in measures:
                 pair = (table[first, budget][name], table[method.label, budget][name])
                 row = {"method": method.label, "against": first, "budget": budget, "measure": name}
-                rows.append(row | as_dict(difference(*pair, strata)))
+                rows.append(row | as_dict(difference(*pair, strata, bounds=BOUNDS.get(name))))
     return rows
 
 
@@ -159,7 +162,7 @@ def _between_budgets(
         for small, large in itertools.pairwise(budgets):
             pair = (table[method.label, small][measure], table[method.label, large][measure])
             row = {"method": method.label, "from": small, "to": large, "measure": measure}
-            rows.append(row | as_dict(difference(*pair, strata)))
+            rows.append(row | as_dict(difference(*pair, strata, bounds=BOUNDS.get(measure))))
     return rows
 
 

@@ -100,6 +100,11 @@ def _differences(report: dict[str, Any]) -> Table:
         measure = measure_name(row["measure"], report)
         rows.append([name, measure, signed(row, row["measure"]), verdict])
     note = "Same prompts and seeds; 0 outside the interval decides."
+    if len(rows) > 1:
+        note += (
+            f" Each of these {len(rows)} intervals holds its own difference in 95 % of cases; if "
+            f"nothing differed at all, about {0.05 * len(rows):.1f} of them would still decide."
+        )
     return ["difference", "measure", "mean and interval", "verdict"], rows, note
 
 

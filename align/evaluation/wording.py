@@ -48,7 +48,7 @@ def unknown(bound: float | None) -> bool:
 def with_interval(found: dict[str, float], name: str) -> str:
     """Mean and interval."""
     low, high = found["low"], found["high"]
-    if unknown(low):  # one prompt tells nothing of the spread
+    if unknown(low):  # one prompt tells nothing of the spread, nor do equal values of a reward
         return f"{number(found['mean'], name)} (spread unknown)"
     if name in NAMES:
         return f"{100 * found['mean']:.0f} % ({100 * low:.0f} to {100 * high:.0f})"
@@ -57,12 +57,12 @@ def with_interval(found: dict[str, float], name: str) -> str:
 
 def signed(found: dict[str, float], name: str) -> str:
     """A difference and its interval; of shares in percentage points."""
-    if unknown(found["low"]):
-        return "spread unknown"
-    if found["low"] == found["mean"] == found["high"] == 0:
-        return "no difference on any prompt"
     scale, unit = (100, " points") if name in NAMES else (1, "")
     digits = ".0f" if name in NAMES else ".2g"
+    if found.get("equal") and found["mean"] == 0:
+        return "no difference on any prompt"
+    if unknown(found["low"]):
+        return f"{scale * found['mean']:+{digits}}{unit} (spread unknown)"
     low, mean, high = (scale * found[key] for key in ("low", "mean", "high"))
     return f"{mean:+{digits}}{unit} (interval {low:+{digits}} to {high:+{digits}})"
 

@@ -55,6 +55,8 @@ def reno(s: Setup) -> Search:
 def carinox_paper(s: Setup) -> Search:
     """CARINOX as released (revision 8204fcb), its defects kept: the baseline of benchmarks.
 
+    Among all images the one with the largest sum of terms without their weights is chosen.
+
     Every seed is optimized in full, one after the other. Each reward has a backward pass of its
     own; its weight is applied before the clip and the prior is added to each:
     g = clip(sum_i clip(grad(-weight_i R_i + prior), 0.1), 0.1). Under a budget seeds and

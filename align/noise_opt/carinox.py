@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from align.noise_opt.ascend import finite_rows, gradients_of, nesterov, scaled
+from align.noise_opt.guard import SHIFTS
 from align.noise_opt.records import Answer, Ask, Search, Setup
 from align.noise_opt.regularizers import to_sphere
 
@@ -48,8 +49,9 @@ def carinox(s: Setup) -> Search:
     each, leg = backwards_each(s), max(2, round(PATH / s.learning_rate))
     endless = s.purse.budget is not None and not s.iterations_given
     total_iterations = 1_000_000 if endless else s.iterations
-    width = max(1, min(KEPT, s.purse.fits(each) // leg))
-    copies = max(1, min(s.batch_size, s.purse.fits(each) // leg) // width)
+    affordable = s.purse.fits(each, scores=1 + len(SHIFTS)) // leg
+    width = max(1, min(KEPT, affordable))
+    copies = max(1, min(s.batch_size, affordable) // width)
     tracks, rung = [], []
     for iteration in range(total_iterations):
         if not waiting and s.purse.budget is not None and not s.seeds_given:
@@ -58,10 +60,12 @@ def carinox(s: Setup) -> Search:
         tracks, waiting, notes = refilled(tracks, waiting, width, noises)
         if not tracks:
             return
-        count = s.purse.fits(each, copies * len(tracks)) // copies
+        # whoever is followed is scored in changed copies too, its neighbours are not
+        count = s.purse.fits(each, copies * len(tracks), 1 + len(SHIFTS) / copies) // copies
         if count == 0 or iteration + 1 == total_iterations:
-            if count := s.purse.fits(0, len(tracks)):
+            if count := s.purse.fits(0, len(tracks), 1 + len(SHIFTS)):
                 yield Ask(_stack(tracks[:count]), "optimize", notes=notes)
+            yield from _spend_the_rest(s, len(noises))
             return
         tracks = tracks[:count]
         noise = _stack(tracks)
@@ -77,6 +81,14 @@ def carinox(s: Setup) -> Search:
             if keep[row]
         ]
         tracks = [track for track in tracks if goes_on(track, leg, rung)]
+
+
+def _spend_the_rest(s: Setup, done: int) -> Generator[Ask, Answer, None]:
+    """Plain candidates for what is left of a budget that prices scores: they take one each, where
+    one that is followed takes several."""
+    while s.purse.score_cost and (count := s.purse.fits(images=s.batch_size)):
+        yield Ask(s.draw(done, count), "explore")
+        done += count
 
 
 def neighbours(s: Setup, noise: Float[Tensor, "n c h w"], copies: int) -> Float[Tensor, "m c h w"]:

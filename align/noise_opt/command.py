@@ -220,8 +220,10 @@ def _render(
         image = generate(
             pipe,
             [job.prompt],
-            generator=torch.Generator().manual_seed(job.seed),
+            seed=job.seed,
             latents=noise[None],
+            height=config.height,
+            width=config.width,
             num_inference_steps=steps,
             guidance_scale=None if config.render_model else config.guidance_scale,
         )[0]

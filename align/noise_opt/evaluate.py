@@ -56,9 +56,11 @@ class Evaluator:
                 -part.value(self.objective.reward, terms).sum() for part in self.objective.pulled
             ]
             slopes = [torch.autograd.grad(loss, pixels, retain_graph=True)[0] for loss in losses]
+        self.purse.reward_backwards += len(noise)
         terms = {name: score.detach() for name, score in terms.items()}
-        gradients = self._pull_back(pull, painted, leaf, torch.stack(slopes))
-        gradients = gradients.reshape(-1, *noise.shape)
+        signs = self._signs(pull).to(images)
+        gradients = self._pull_back(pull, painted, leaf, signs * torch.stack(slopes))
+        gradients = signs.to(noise) * gradients.reshape(-1, *noise.shape)
         images = images.detach()
         return Answer(images, terms, self._totals(terms, broken), gradients)
 
@@ -80,6 +82,14 @@ class Evaluator:
     def _totals(self, terms: dict[str, Tensor], broken: Tensor) -> Tensor:
         totals = self.objective.total(terms).to(broken.device)
         return totals.masked_fill(broken | ~totals.isfinite(), -torch.inf)
+
+    def _signs(self, pull: Pull) -> Float[Tensor, "k 1 1 1 1"]:
+        """With which sign each term goes back through the generator: where terms go apart, that of
+        its weight, as the clamp to [0, 1] lets pass what descent on a loss needs."""
+        if pull not in ("exact", "per-term"):
+            return torch.ones(1, 1, 1, 1, 1)
+        weights = torch.tensor([part.weight for part in self.objective.pulled])
+        return weights.sign().view(-1, 1, 1, 1, 1)
 
     def _pull_back(
         self, pull: Pull, painted: Tensor, noise: Tensor, slopes: Float[Tensor, "k n 3 h w"]

@@ -10,6 +10,9 @@ from torch import Tensor
 from align.rewards.expression import Combination, Term, format_expression, leaves
 from align.rewards.reward import Reward
 
+# Losses of the release: 1 - 2 HPS, 1 - (ImageReward + 3) / 6, 1 - DA-Score, 1 - VQAScore.
+RELEASED_SCALES = {"hps": 2.0, "image-reward": 1 / 6}
+
 
 @dataclass(frozen=True)
 class Part:
@@ -42,6 +45,15 @@ class Objective:
     def total(self, terms: dict[str, Float[Tensor, " n"]]) -> Float[Tensor, " n"]:
         """The weighted sum, from the scores of the reward's terms."""
         values = [part.weight * part.value(self.reward, terms) for part in self.parts]
+        return torch.stack(values).sum(0)
+
+    def plain(self, terms: dict[str, Float[Tensor, " n"]]) -> Float[Tensor, " n"]:
+        """The sum without weights, by which the released CARINOX chooses: of its own four rewards
+        as it scales them to losses, whatever else is in it as it is."""
+        values = [
+            RELEASED_SCALES.get(part.name, 1.0) * part.value(self.reward, terms)
+            for part in self.parts
+        ]
         return torch.stack(values).sum(0)
 
 

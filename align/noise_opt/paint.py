@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from align.denoisers import denoiser_module, encode_prompts, make_denoiser
+from align.denoisers import encode_prompts, family_of, make_denoiser
 from align.pixels import decode
-from align.sample import check_steps, sample
+from align.sample import check_steps, past_the_noise, sample
 
 Painter = Callable[[Float[Tensor, "n c h w"]], Float[Tensor, "n 3 height width"]]
 
@@ -45,7 +45,7 @@ def make_painter(
             f"Fewer work with {', '.join(sorted(_MEMORYLESS))}"
         )
     embeds = encode_prompts(pipe, prompt, guidance_scale=guidance_scale)
-    dtype = denoiser_module(pipe).dtype
+    dtype = family_of(pipe).noise_dtype(pipe)
 
     def paint(noise: Tensor) -> Tensor:
         denoise = make_denoiser(
@@ -57,7 +57,7 @@ def make_painter(
             width=width,
             prompt_embeds={k: v.repeat_interleave(len(noise), 0) for k, v in embeds.items()},
         )
-        generator = [torch.Generator().manual_seed(seed) for _ in range(len(noise))]
+        generator = past_the_noise(pipe, [seed] * len(noise), height, width)
         run: dict[str, Any] = {
             "num_inference_steps": num_inference_steps,
             "generator": generator,

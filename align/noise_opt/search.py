@@ -1,6 +1,7 @@
 """`optimize`: the search for the noise of one prompt, whatever the method, step by step."""
 
 import itertools
+import random
 import time
 from collections.abc import Generator
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ from align.noise_opt.regularizers import prior_gradient
 from align.noise_opt.weights import Weighing, weigh
 from align.optimize_config import OptimizeConfig
 from align.rewards import load_reward
-from align.sample import make_noise
+from align.sample import candidate_seeds, make_noise
 
 METHODS = {
     "bon": bon,
@@ -38,7 +39,6 @@ METHODS = {
 PULLS: dict[str, Pull] = {
     "reno": "sum", "langevin": "sum", "carinox": "image", "carinox-paper": "per-term",
 }  # fmt: skip
-APART = 1_000_003  # between the seeds of candidates, so that those of seed 0 and 1 differ
 TIMED = 3  # runs that a backward's cost is the median of
 
 
@@ -49,12 +49,14 @@ def optimize(
     config: OptimizeConfig | None = None,
     *,
     metadata: dict[str, Any] | None = None,
+    purse: Purse | None = None,
 ) -> Generator[OptimizeStep, None, None]:
     """Search the noise whose image of `prompt` a reward likes best; yields every iteration.
 
     `reward` is an expression or a callable as `align.load_reward` takes it; `metadata` is handed
-    to it. Close the generator at any time: `best_image` and `best_noise` of the last step are the
-    result. The noise is float32 of unit variance, as `align.generate(latents=...)` takes it.
+    to it; `purse` limits and counts in place of one made of `config.budget`. Close the generator at
+    any time: `best_image` and `best_noise` of the last step are the result. The noise is float32 of
+    unit variance; `align.generate(latents=best_noise[None], seed=config.seed)` gives the image.
 
     Raises ValueError, before any work, for an empty prompt, a reward without gradient where the
     method needs one, a budget that pays for no image, or settings that do not fit the model.
@@ -71,7 +73,16 @@ def optimize(
     steps = config.num_inference_steps or default_steps(pipe)
     check_budget(config, steps)
     paint = _painter(pipe, prompt, config, steps)
-    return _run(pipe, prompt, paint, weighing, config, steps, metadata)
+    return _run(pipe, prompt, paint, weighing, config, steps, metadata, purse)
+
+
+def _purse(pipe: Any, prompt: str, config: OptimizeConfig, steps: int) -> Purse:
+    purse = Purse(parse_budget(config.budget) if config.budget else None, steps)
+    if config.backward_cost is not None:
+        purse.backward_cost = config.backward_cost
+    elif purse.budget is not None and config.method in PULLS and purse.budget.unit != "images":
+        purse.backward_cost = measure_backward_cost(pipe, prompt, config)
+    return purse
 
 
 def check_budget(config: OptimizeConfig, steps: int) -> None:
@@ -140,6 +151,8 @@ class _Best:
     noise: Tensor | None = None
     terms: dict[str, float] = field(default_factory=dict)
     total: float = -float("inf")
+    plain: float = -float("inf")
+    """What chooses in its place where terms count without their weights."""
     robust: float | None = None
     """Mean score of slightly changed copies of the image, once an optimized one challenges it."""
 
@@ -152,12 +165,9 @@ def _run(
     config: OptimizeConfig,
     steps: int,
     metadata: dict[str, Any] | None,
+    purse: Purse | None,
 ) -> Generator[OptimizeStep, None, None]:
-    purse = Purse(parse_budget(config.budget) if config.budget else None, steps)
-    if config.backward_cost is not None:
-        purse.backward_cost = config.backward_cost
-    elif purse.budget is not None and config.method in PULLS and purse.budget.unit != "images":
-        purse.backward_cost = measure_backward_cost(pipe, prompt, config)
+    purse = purse or _purse(pipe, prompt, config, steps)
     evaluate = Evaluator(
         paint, weighing.objective, prompt, metadata, purse, config.batch_size, config.clip
     )
@@ -169,7 +179,10 @@ def _run(
         except StopIteration:
             break
         answer = evaluate(ask.noise, ask.pull)
-        improved = _choose(best, ask, answer, evaluate, guard=config.method == "carinox")
+        improved = _choose(
+            best, ask, answer, evaluate,
+            guard=config.method == "carinox", plain=config.method == "carinox-paper",
+        )  # fmt: skip
         if best.image is None or best.noise is None:
             raise RuntimeError(
                 f"no image of {prompt!r} and its score was finite; try another dtype or model"
@@ -186,7 +199,7 @@ def _setup(pipe: Any, objective: Objective, config: OptimizeConfig, purse: Purse
     weights = torch.tensor([part.weight for part in objective.pulled], dtype=dtype)
 
     def draw(start: int, count: int) -> Tensor:
-        seeds = [config.seed + APART * (start + i) for i in range(count)]
+        seeds = candidate_seeds(config.seed, start, count)
         return make_noise(pipe, seeds, config.height, config.width).to(dtype)
 
     return Setup(
@@ -201,21 +214,35 @@ def _setup(pipe: Any, objective: Objective, config: OptimizeConfig, purse: Purse
         pull=pull,
         prior=prior_gradient(config.prior, config.regularizer),
         draw=draw,
-        fresh=torch.Generator().manual_seed(config.seed),
+        # another seed, or its first draw would be the first candidate's noise once more
+        fresh=torch.Generator().manual_seed(
+            random.Random(f"align-search-{config.seed}").getrandbits(63)
+        ),
         batch_size=config.batch_size,
         purse=purse,
     )
 
 
-def _choose(best: _Best, ask: Ask, answer: Answer, evaluate: Evaluator, guard: bool) -> bool:
+def _choose(
+    best: _Best, ask: Ask, answer: Answer, evaluate: Evaluator, guard: bool, plain: bool = False
+) -> bool:
     """Take over a candidate that beats the best; whether there was one.
+
+    `plain` compares by the sum of the terms without their weights.
 
     With the guard, those that a gradient made are compared by the score of slightly changed
     copies of their images: a gradient finds scores without the image that they stand for, which
     mere choosing hardly does.
     """
     totals = answer.totals[: ask.rivals]
-    if not guard or ask.phase == "explore" or best.image is None:
+    if plain:
+        sums = evaluate.objective.plain(answer.terms).to(totals.device)[: len(totals)]
+        sums = sums.masked_fill(~totals.isfinite(), -torch.inf)
+        row, robust = int(sums.argmax()), None
+        if not float(sums[row]) > best.plain:
+            return False
+        best.plain = float(sums[row])
+    elif not guard or ask.phase == "explore" or best.image is None:
         row, robust = int(totals.argmax()), None
         if not float(totals[row]) > best.total:
             return False

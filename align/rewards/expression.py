@@ -7,6 +7,8 @@
     rewards.py:sharpness=0.5       a user's own function, in any place a name may stand
 
 A weight is the last `=NUMBER` of a term, so arguments may hold `=` (`detector:remove=person`).
+Where `KEY=NUMBER` ends an argument and KEY is one of the reward's settings (`detector:model=7`), it
+could be either and is refused: write `KEY=NUMBER=1`.
 """
 
 import difflib
@@ -15,6 +17,7 @@ import re
 from dataclasses import dataclass
 
 COMBINATORS = ("min", "product", "z")
+KEYS = {"detector": ("present", "remove", "count", "model")}  # settings that rewards take as KEY=
 _NAME = re.compile(r"[A-Za-z][\w.-]*")
 _FUNCTION = re.compile(r"(?P<path>.+\.py):(?P<function>[A-Za-z_]\w*)")
 
@@ -159,6 +162,13 @@ def _read_term(text: str, at: int, body: str) -> tuple[Term, float]:
     is_weight = bool(equals) and (":" not in head or _is_number(tail))
     weight = _weight(text, at + len(head) + 1, tail) if is_weight else 1.0
     head = head.rstrip() if is_weight else body
+    if is_weight and _is_key(head):
+        raise _error(
+            text,
+            at + len(head),
+            f"{tail} may be a weight or the value of {re.split('[:;]', head)[-1].strip()!r}; for "
+            f"the value write {body}=1",
+        )
     function = _FUNCTION.fullmatch(head)
     if function:
         return Term(function["path"], function["function"]), weight
@@ -170,6 +180,12 @@ def _read_term(text: str, at: int, body: str) -> tuple[Term, float]:
     if colon and not argument.strip():
         raise _error(text, at + len(name) + 1, f"expected an argument after {name}:")
     return Term(name, argument if colon else None), weight
+
+
+def _is_key(head: str) -> bool:
+    """Whether a term without its last `=NUMBER` ends in the key of one of its settings."""
+    name, _, argument = head.partition(":")
+    return argument.split(";")[-1].strip() in KEYS.get(name.strip(), ())
 
 
 def _is_number(text: str) -> bool:

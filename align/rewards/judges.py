@@ -14,6 +14,7 @@ def _load(argument: str | None, index: int, name: str):
         return verify(prompts, images)[index]
 
     judge.differentiable = False
+    judge.judge = name  # so that the function is refused as a reward too
     return judge
 
 

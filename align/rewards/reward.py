@@ -154,6 +154,12 @@ def build_reward(
     reward, device, loaders: dict[str, str], *, refused, batch: int, statistics
 ) -> Reward:
     """What `load_reward` and `load_judge` share; they say what the arguments mean."""
+    owner = getattr(reward, "__self__", reward)  # of a bound method
+    if isinstance(owner, Reward):
+        for term in leaves(owner.expression):
+            _check_name(term, {term.name: ""}, refused)
+    elif isinstance(name := getattr(reward, "judge", None), str):
+        _check_name(Term(name), {name: ""}, refused)
     if isinstance(reward, Reward):
         return reward
     if batch < 1:

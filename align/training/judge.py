@@ -14,9 +14,9 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from align.lora import save_lora
 from align.processes import own_device
-from align.prompts import RESERVED, PromptSet, load_prompts, training_prompts
+from align.prompts import PromptSet, load_prompts, refuse_reserved, training_prompts
+from align.provenance import judged_by_reward
 from align.rewards import load_judge
-from align.scenes.dataset import prompt_set
 from align.training.pictures import spread
 from align.training.runs import Run
 from align.training.windows import image_seed
@@ -44,17 +44,20 @@ class HeldOutJudge:
         self.prompts = [prompts.prompts[row] for row in rows for _ in range(NOISES)]
         self.metadata = [prompts.metadata[row] for row in rows for _ in range(NOISES)]
         self.patience = config.patience
+        if warning := not_held_out(config):
+            log.warning("warning: %s", warning)
 
     @torch.no_grad()
     def measure(self, session: Run) -> dict[str, Any]:
-        """Judge's and trained reward's scores by image, and the diversity, of the present model."""
+        """Judge's and trained reward's scores by prompt, the means over its images, which are not
+        independent; and the diversity; of the present model."""
         assert self.judge is not None  # in this process
         seed = session.config.seed
         seeds = [image_seed("judge", seed, 0, i) for i in range(len(self.prompts))]
         images = session.draw(self.prompts, seeds)
         return {
-            "judge": self.judge(images, self.prompts, self.metadata).tolist(),
-            "reward": session.reward(images, self.prompts, self.metadata).tolist(),
+            "judge": _by_prompt(self.judge(images, self.prompts, self.metadata)),
+            "reward": _by_prompt(session.reward(images, self.prompts, self.metadata)),
             "diversity": diversity(images.unflatten(0, (-1, NOISES))),
         }
 
@@ -97,6 +100,21 @@ class HeldOutJudge:
         return session.course.get("last", {}).get("step") != session.done
 
 
+def not_held_out(config: Any) -> str | None:
+    """One sentence where a run's judge is also what it is trained by; None where it is held out."""
+    same = judged_by_reward(config) if config.judge else []
+    if not same:
+        return None
+    return (
+        f"the judge {' and '.join(same)} is also what the LoRA is trained by, so it is not held "
+        "out and says nothing about quality; take another judge"
+    )
+
+
+def _by_prompt(scores: Float[Tensor, " b"]) -> list[float]:
+    return scores.unflatten(0, (-1, NOISES)).mean(1).tolist()
+
+
 def judge_prompts(config: Any) -> PromptSet:
     """The judge's prompts. Raises ValueError where they are missing or reserved."""
     if config.judge_prompts is None and not config.model.startswith("embedded/"):
@@ -105,12 +123,9 @@ def judge_prompts(config: Any) -> PromptSet:
             "that is not trained on"
         )
     prompts = load_prompts(config.judge_prompts or "scenes-heldout-a")
-    reserved = set(prompt_set(RESERVED)) if config.judge_prompts else set()
-    if prompts.name == RESERVED or reserved & set(prompts.prompts):
-        raise ValueError(
-            f"judge_prompts is {prompts.name!r}; {RESERVED} is kept for the final measurement, "
-            "choose the best LoRA by other prompts, such as scenes-heldout-a"
-        )
+    if config.judge_prompts:
+        instead = "choose the best LoRA by other prompts, such as scenes-heldout-a"
+        refuse_reserved(prompts, "judge_prompts", instead)
     trained_on = training_prompts(config)
     shared = len(set(prompts.prompts) & set(trained_on.prompts))
     if shared:
@@ -130,8 +145,8 @@ def diversity(images: Float[Tensor, "p n 3 h w"]) -> float:
 def hacking_warning(base: dict[str, Any], now: dict[str, Any]) -> str | None:
     """One sentence where the trained reward has risen while judge or diversity fell.
 
-    A rise or fall counts beyond two standard errors of the paired differences, a loss of diversity
-    below 80 % of the base's.
+    Scores are one a prompt. A rise or fall counts beyond two standard errors of the paired
+    differences, a loss of diversity below 80 % of the base's.
     """
     rise, fall = paired(base["reward"], now["reward"]), paired(base["judge"], now["judge"])
     if rise[0] <= STANDARD_ERRORS * rise[1]:
@@ -148,7 +163,7 @@ def hacking_warning(base: dict[str, Any], now: dict[str, Any]) -> str | None:
 
 
 def paired(before: Sequence[float], after: Sequence[float]) -> tuple[float, float]:
-    """Mean and standard error of the differences of two lists."""
+    """Mean and standard error of the differences of two lists of independent values."""
     differences = [b - a for a, b in zip(before, after, strict=True)]
     mean = sum(differences) / len(differences)
     variance = sum((d - mean) ** 2 for d in differences) / max(len(differences) - 1, 1)

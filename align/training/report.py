@@ -8,6 +8,7 @@ from typing import Any
 from align.config import TrainConfig
 from align.files import write_atomic, write_json
 from align.run import read_metrics
+from align.training.judge import not_held_out
 from align.training.pictures import PICTURES
 from align.training.runs import Run
 
@@ -36,6 +37,8 @@ def write_report(
         "warnings": [last["warning"]] if last and "warning" in last else [],
     }
     if last:
+        fault = not_held_out(c)
+        report["warnings"] = [*([fault] if fault else []), *report["warnings"]]
         base = session.course["base"]
         report["judge"] = {
             "before": sum(base["judge"]) / len(base["judge"]),
@@ -44,6 +47,7 @@ def write_report(
             "best_step": session.course["step"],
             "diversity_before": base["diversity"],
             "diversity_after": last["diversity"],
+            "held_out": fault is None,
         }
     write_json(session.folder / "report.json", report)
     for name in PAIR:
@@ -109,7 +113,7 @@ def figures(report: dict[str, Any]) -> list[str]:
     rows = [(f"{n} (fixed training pictures)", before[n], after[n]) for n in before if n in after]
     if "judge" in report:
         j = report["judge"]
-        rows.append(("held-out judge", j["before"], j["after"]))
+        rows.append((judge_name(j), j["before"], j["after"]))
         rows.append(("diversity", j["diversity_before"], j["diversity_after"]))
     lines = ["| measure | base | trained |", "| --- | --- | --- |"]
     lines += [f"| {name} | {old:.4g} | {new:.4g} |" for name, old, new in rows]
@@ -119,6 +123,11 @@ def figures(report: dict[str, Any]) -> list[str]:
     lines += [f"\nWarning: {warning}." for warning in report["warnings"]]
     lines += ["", "The same prompts and noises, base and trained:", ""]
     return [*lines, *(f"![{name.removesuffix('.png')}]({name})" for name in PAIR)]
+
+
+def judge_name(judge: dict[str, Any]) -> str:
+    """What a report calls its judge; one that was trained on is not held out."""
+    return "held-out judge" if judge.get("held_out", True) else "judge (also trained on)"
 
 
 def summary(folder: Path) -> str:
@@ -133,7 +142,7 @@ def summary(folder: Path) -> str:
     if "judge" in report:
         judge = report["judge"]
         lines.append(
-            f"held-out judge: {judge['before']:.4g} -> {judge['after']:.4g}, best "
+            f"{judge_name(judge)}: {judge['before']:.4g} -> {judge['after']:.4g}, best "
             f"{judge['best']:.4g} at update {judge['best_step']}"
         )
     lines += [f"warning: {warning}" for warning in report["warnings"]]

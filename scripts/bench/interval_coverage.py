@@ -5,7 +5,8 @@
 
 Coverage: scores of prompts are drawn from distributions whose mean is known (a beta-binomial
 share of exact pictures, as prompts differ in difficulty; a skewed reward), 1,000 times each; the
-95 % interval should hold the truth in 93 to 97 % of them.
+95 % interval should hold the truth in 93 to 97 % of them. Where a category has one prompt, or
+there are hardly any, in 92 % at least; and differences of shares on few prompts.
 
 Itself: a pool of pictures of each prompt, judged, under many seeds. 1,000 times two disjoint sets
 of seeds are drawn for every prompt and compared as two methods would be; as there is no
@@ -26,6 +27,10 @@ from align.evaluation.statistics import difference, estimate
 from align.files import write_json
 
 REPETITIONS = 1000
+FEW = (
+    [1, 1, 1, 1, 1, 2], [1, 1, 1, 1, 1, 8], [1, 1, 1, 20], [1, 30], [1, 1, 8, 8, 8],
+    [1, 3, 2, 1, 1], [1] * 6, [2], [3], [2, 2], [2, 2, 2],
+)  # fmt: skip
 # Beta distributions of a prompt's chance of an exact picture, category by category.
 CHANCES = ((1.2, 1.0), (2.0, 4.0), (0.8, 2.0), (3.0, 1.5), (1.0, 6.0), (0.5, 0.5))
 
@@ -86,6 +91,28 @@ def measure_coverage() -> list[dict]:
     return rows
 
 
+def measure_few(sizes_list=FEW) -> list[dict]:
+    """Categories of few prompts: normal values, and differences of shares, 0.95 against 0.9 and
+    0.5 against 0.5."""
+    rows = []
+    for sizes in sizes_list:
+        strata = [str(i) for i, size in enumerate(sizes) for _ in range(size)]
+        generator, count = np.random.default_rng(0), len(strata)
+        hits, shares, chance = 0, 0, 0
+        for repetition in range(REPETITIONS):
+            found = estimate(generator.normal(size=count), strata, seed=repetition)
+            hits += found.low <= 0 <= found.high
+            good, bad, one, other = (generator.random(count) < p for p in (0.95, 0.9, 0.5, 0.5))
+            found = difference(good, bad, strata, bounds=(0, 1), seed=repetition)
+            shares += found.low <= -0.05 <= found.high
+            chance += not difference(one, other, strata, bounds=(0, 1), seed=repetition).decided
+        found = {"normal": hits, "shares": shares, "alike": chance}
+        rows.append({"sizes": sizes, **{name: n / REPETITIONS for name, n in found.items()}})
+        text = " | ".join(f"{rows[-1][name]:.1%}" for name in found)
+        print(f"| {', '.join(map(str, sizes))} | {text} |", flush=True)
+    return rows
+
+
 def read_pool(folder: Path, measure: str) -> tuple[np.ndarray, list[str]]:
     """Scores [prompts, pictures] of the first method in an `align evaluate` run; categories."""
     files = sorted((folder / "prompts").glob("*.json"))
@@ -118,13 +145,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--pool", type=Path, help="an `align evaluate` run with many images")
     parser.add_argument("--pool-only", action="store_true", help="leave the coverage out")
+    parser.add_argument("--few-only", action="store_true", help="of the coverage, few prompts only")
     parser.add_argument("--out", type=Path, help="a JSON file for the figures")
     args = parser.parse_args()
     found: dict = {}
-    if not args.pool_only:
+    if not args.pool_only and not args.few_only:
         print("| data | prompts a category | pictures a prompt | categories | covered |")
         print("|---|---|---|---|---|")
         found["coverage"] = measure_coverage()
+    if not args.pool_only:
+        print("\n| prompts by category | normal values | 0.95 against 0.9 | equal, undecided |")
+        print("|---|---|---|---|")
+        found["few"] = measure_few()
     if args.pool:
         found["itself"] = []
         print("\n| measure | prompts | pictures a side | 0 inside |\n|---|---|---|---|")

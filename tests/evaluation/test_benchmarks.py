@@ -99,3 +99,34 @@ def test_choosing_categories_and_the_first_prompts_of_each():
     assert found.prompts[:2] == load_benchmark("scenes-shape").prompts[:2]
     with pytest.raises(ValueError, match="category 'shapes' of scenes is empty; did you mean"):
         choose(scenes, "shapes", None)
+
+
+def test_geneval_2_has_its_atoms_as_categories(tmp_path):
+    rows = [
+        {"prompt": f"{n} cats", "atom_count": n, "skills": ["count", "object", "attribute"][:n]}
+        for n in (3, 4)
+    ]
+    file = tmp_path / "geneval2_data.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    assert categories(load_benchmark(str(file))) == {"3 cats": "3", "4 cats": "4"}
+
+
+def test_every_question_of_a_prompt_is_kept(tmp_path):
+    file = tmp_path / "dpg_bench.csv"
+    file.write_text(
+        "item_id,text,proposition_id,dependency,category_broad,question_natural_language\n"
+        "a1,two cats,1,0,entity,is there a cat?\na1,two cats,2,1,other,are there two?\n"
+        "a2,a dog,1,0,entity,is there a dog?\n"
+    )
+    found = load_benchmark(str(file))
+    cats, dog = found.metadata
+    assert cats["question_natural_language"] == ["is there a cat?", "are there two?"]
+    assert (cats["item_id"], cats["dependency"]) == ("a1", ["0", "1"])
+    assert cats["category"] == "dpg_bench"  # the questions' own are none of the prompt
+    assert dog["question_natural_language"] == "is there a dog?"
+
+
+def test_a_prompt_of_several_skills_has_no_category_by_its_first(tmp_path):
+    file = tmp_path / "genai.json"
+    file.write_text(json.dumps([{"prompt": "two cats at sea", "basic_skills": ["scene", "count"]}]))
+    assert categories(load_benchmark(str(file))) == {"two cats at sea": "genai"}

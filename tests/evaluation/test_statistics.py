@@ -86,3 +86,61 @@ def test_bad_values(values, strata, message):
         estimate(values, strata)
     with pytest.raises(ValueError, match="pairs need one of each"):
         difference([1.0], [1.0, 2.0])
+
+
+def coverage(sizes, trials=150):
+    """Of standard normal values in categories of these sizes, whose mean is 0."""
+    strata = [f"s{i}" for i, n in enumerate(sizes) for _ in range(n)]
+    generator, hits = np.random.default_rng(0), 0
+    for trial in range(trials):
+        found = estimate(generator.normal(size=len(strata)), strata, seed=trial)
+        hits += found.low <= 0 <= found.high
+    return hits / trials
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [[1] * 5 + [2], [1] * 5 + [8], [1, 1, 1, 20], [1, 30], [1, 1, 8, 8, 8], [2], [3], [2, 2]],
+)
+def test_coverage_where_categories_have_one_prompt_or_there_are_hardly_any(sizes):
+    assert coverage(sizes) >= 0.9  # 0.94 to 0.98 over many trials
+
+
+def test_one_prompt_of_a_category_has_the_spread_of_all():
+    """Student's interval by hand: variance (1 + 1 / 30) / 4 of that of all, where all are alike."""
+    values = np.random.default_rng(5).normal(size=31)
+    found = estimate(values, ["a"] + ["b"] * 30)
+    error = ((values.var(ddof=1) + values[1:].var(ddof=1) / 30) / 4) ** 0.5
+    assert found.mean == pytest.approx((values[0] + values[1:].mean()) / 2)
+    assert found.high - found.mean == pytest.approx(stats.t.ppf(0.975, 30) * error, rel=0.03)
+
+
+@pytest.mark.parametrize("bounds", [None, (0.0, 1.0)])
+def test_differences_of_shares_on_few_prompts_are_seldom_decided_wrongly(bounds):
+    generator, strata = np.random.default_rng(1), ["a", "a", "b", "b", "c", "c"]
+    hits, decided = 0, 0
+    for trial in range(150):
+        good, bad, other = (generator.random(6) < p for p in (0.95, 0.9, 0.95))
+        found = difference(good, bad, strata, bounds=bounds, seed=trial)
+        hits += found.low <= -0.05 <= found.high
+        decided += difference(good, other, strata, bounds=bounds, seed=trial).decided
+    assert hits / 150 >= 0.92
+    assert decided / 150 <= 0.08
+
+
+def test_equal_differences_are_not_certain():
+    """Of bounded ones another has a chance of q, (1 - q)^n = 0.025; of others nothing is known."""
+    unbounded = difference([0.0, 0.0], [1.0, 1.0])
+    assert (unbounded.mean, unbounded.equal, unbounded.decided) == (1, True, False)
+    assert (unbounded.low, unbounded.high) == (float("-inf"), float("inf"))
+    assert not difference([0.1, 0.2], [0.3, 0.4]).decided  # 0.2 each, but for rounding
+    share = difference([0.0, 0.0], [1.0, 1.0], bounds=(0, 1))
+    assert (share.low, share.high) == (pytest.approx(1 - 2 * (1 - 0.025**0.5)), 1)
+    assert not share.decided
+    assert difference([0.0] * 8, [1.0] * 8, bounds=(0, 1)).decided
+    same = difference([1.0] * 20, [1.0] * 20, bounds=(0, 1))
+    chance = 1 - 0.025 ** (1 / 20)
+    assert (same.low, same.high) == (pytest.approx(-chance), pytest.approx(chance))
+    # one prompt of a category speaks for half of the mean, so 31 do not count as 31
+    lopsided = difference([1.0] * 31, [1.0] * 31, ["a"] + ["b"] * 30, bounds=(0, 1))
+    assert lopsided.high > 0.5
