@@ -13,7 +13,7 @@ from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
 from torch import Tensor
 
 from align.checks import one_of
-from align.denoisers import default_steps, denoiser_module, family_of, latent_shape
+from align.denoisers import default_steps, family_of, latent_shape
 
 log = logging.getLogger(__name__)
 # Models trained on noise of discrete steps go with all of the first kind, models that flow with

@@ -123,7 +123,8 @@ def open_session(config: TrainConfig, *, reward: Any = None, pipe: Any = None) -
     """Check everything the user gave, load it, and make the run's folder last.
 
     `reward` (anything `load_reward` takes) and `pipe` (a diffusers pipeline) stand in for what the
-    config names; a pipeline gets `config.scheduler`. Raises ValueError, TypeError or FileNotFoundError for what cannot be trained.
+    config names; the pipeline gets `config.scheduler`. Raises ValueError, TypeError or
+    FileNotFoundError for what cannot be trained.
     """
     check_folder(config.out, config.overwrite, config.resume)
     window = parse_window(config.grad_window, config.num_inference_steps)
