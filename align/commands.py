@@ -7,7 +7,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from align.checks import one_of
 from align.config import GenerateConfig
 from align.models import EMBEDDED, embedded_models, load_pipeline
 from align.prompt_words import warn_about_prompts
@@ -17,6 +16,7 @@ from align.rewards.catalogue import SETS
 from align.rewards.listing import list_rewards
 from align.run import check_folder, image_grid, log_metrics, open_run, save_image
 from align.sample import OnStep, generate
+from align.schedules import check_schedule, set_scheduler
 
 GRID_LIMIT = 64  # images in the overview picture
 
@@ -39,12 +39,18 @@ def generate_images(config: GenerateConfig) -> Path:
         dtype=config.dtype,
         attention=config.attention,
     )
-    if config.scheduler:
-        set_scheduler(pipe, config.scheduler)
+    set_scheduler(pipe, config.scheduler)
+    check_schedule(pipe, config.num_inference_steps, config.eta, config.height, config.width)
     warn_about_prompts(pipe, prompts)
     noise = load_noise(config.noise, len(prompts)) if config.noise else None
 
-    folder = open_run(config.out, config, config.overwrite, command="generate")
+    folder = open_run(
+        config.out,
+        config,
+        config.overwrite,
+        command="generate",
+        scheduler=type(pipe.scheduler).__name__,
+    )
     shown: list[Tensor] = []
     with tqdm(total=len(prompts), unit="image", disable=len(prompts) == 1) as progress:
         for start in range(0, len(prompts), config.batch_size):
@@ -135,18 +141,6 @@ def _save(
     name, seed = f"images/{index:04d}.png", config.seed + index
     save_image(folder / name, image, prompt=prompt, seed=seed, **picture_settings(config, pipe))
     log_metrics(folder, index=index, image=name, prompt=prompt, seed=seed, **scores)
-
-
-def set_scheduler(pipe: Any, name: str) -> None:
-    """Give a pipeline another scheduler of diffusers, keeping the settings it has.
-
-    Raises ValueError for a class that is none, or that does not go with the pipeline's own.
-    """
-    kinds = {kind.__name__: kind for kind in pipe.scheduler.compatibles}
-    kinds[type(pipe.scheduler).__name__] = type(pipe.scheduler)
-    if name not in kinds:
-        raise ValueError(f"--scheduler is {name!r}; {one_of(name, sorted(kinds))}")
-    pipe.scheduler = kinds[name].from_config(pipe.scheduler.config)
 
 
 def load_noise(path: str | Path, count: int) -> Float[Tensor, "b ..."]:

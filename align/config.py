@@ -39,13 +39,14 @@ class GenerateConfig:
     noise: str | None = None
     """Start from the noise of this safetensors file (key `noise`)."""
     scheduler: str | None = None
-    """A diffusers scheduler class, such as DDIMScheduler (default: the model's own)."""
+    """Sampler: a diffusers class such as DDIMScheduler, or NAME:KEY=VALUE,… (default: the
+    model's own)."""
     num_inference_steps: int | None = None
     """Denoising steps (default: the pipeline's own)."""
     guidance_scale: float | None = None
     """Classifier-free guidance (default: the pipeline's own)."""
     eta: float = 0.0
-    """Share of fresh noise in a DDIM step, 0 to 1."""
+    """Share of fresh noise in a DDIM step, 0 to 1; other samplers refuse it."""
     batch_size: int = 8
     """Images per forward pass."""
     seed: int = 0

@@ -103,6 +103,9 @@ class OptimizeRunConfig(OptimizeConfig):
     """embedded/NAME, a diffusers folder, a single-file checkpoint or a Hub id."""
     lora: tuple[str, ...] = ()
     """A LoRA file, folder, run or Hub id, with an optional =WEIGHT; repeatable."""
+    scheduler: str | None = None
+    """Sampler: a diffusers class such as DDIMScheduler, or NAME:KEY=VALUE,… (default: the
+    model's own)."""
     reward: str | None = None
     """What to maximize: a reward expression (default with embedded models: all four of theirs)."""
     explain: bool = False

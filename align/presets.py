@@ -2,7 +2,8 @@
 
 They say how to train, not what: model, reward and prompts are named beside them, for example
 `align train --preset alignprop --model stable-diffusion-v1-5/stable-diffusion-v1-5 --prompts
-animals --reward jpeg`. Two are named after their reward, and set it where none is given.
+animals --reward jpeg`. Two are named after their reward, and set it where none is given. Those
+whose source replaces the model's sampler name it: `--scheduler` with a model of another kind.
 """
 
 from typing import Any
@@ -17,6 +18,7 @@ _ALIGNPROP = {
     "weight_decay": 0.1,
     "max_grad_norm": 500.0,
     "lora_rank": 4,
+    "scheduler": "DDIMScheduler",
     "num_inference_steps": 50,
     "guidance_scale": 7.5,
     "eta": 0.0,
@@ -30,6 +32,7 @@ _DRAFT = {
     "learning_rate": 4e-4,
     "weight_decay": 0.1,
     "lora_rank": 8,
+    "scheduler": "DDIMScheduler",
     "num_inference_steps": 50,
     "guidance_scale": 7.5,
     "eta": 0.0,
@@ -91,6 +94,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "weight_decay": 1e-4,
         "max_grad_norm": 1.0,
         "lora_rank": 4,
+        "scheduler": "DDIMScheduler",
         "num_inference_steps": 50,
         "guidance_scale": 5.0,
         "eta": 1.0,
@@ -109,6 +113,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "weight_decay": 1e-2,
         "max_grad_norm": 1000.0,
         "lora_rank": 4,
+        "scheduler": "DDIMScheduler",
         "num_inference_steps": 40,
         "guidance_scale": 1.0,
         "eta": 1.0,
@@ -141,6 +146,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "warmup_steps": 10,
         "max_grad_norm": 10.0,
         "lora_rank": 32,
+        "scheduler": "DDIMScheduler",
         "num_inference_steps": 50,
         "guidance_scale": 7.5,
         "eta": 0.0,

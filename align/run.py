@@ -35,8 +35,11 @@ def open_run(
     resume: bool | str | None = False,
     *,
     command: str,
+    **ran: Any,
 ) -> Path:
     """Make the run's folder (default runs/COMMAND-TIME), write its run.json, return its path.
+
+    `ran` are further keys of run.json: what the settings came to, such as the scheduler's class.
 
     Raises ValueError where the folder is not empty and neither `overwrite` nor `resume` is given,
     or where `overwrite` would delete a folder that no run has written.
@@ -48,7 +51,7 @@ def open_run(
         shutil.rmtree(item) if item.is_dir() and not item.is_symlink() else item.unlink()
     with clear_disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "run.json", describe_run(config, command))
+    write_json(folder / "run.json", describe_run(config, command) | ran)
     return folder
 
 

@@ -20,6 +20,7 @@ from align.denoisers import (
     make_denoiser,
 )
 from align.pixels import decode
+from align.schedules import check_eta, copy_scheduler, enter_at, set_timesteps, step_of_calls
 
 Generators = torch.Generator | list[torch.Generator] | None
 GradSteps = int | Literal["all"]
@@ -37,29 +38,33 @@ def sample(
     eta: float = 0.0,
     generator: Generators = None,
     on_step: OnStep | None = None,
-    start: int = 0,
+    start: int | None = None,
     stop: int | None = None,
 ) -> Float[Tensor, "b c h w"]:
     """Denoise `noise` (unit variance) to latents with any diffusers scheduler.
 
     The graph is kept through the last `grad_steps` steps ("all": through all, and to `noise`);
     the steps before run without gradient. The scheduler is copied, so a run leaves no state.
-    `eta` and `generator` reach schedulers that take them; `timesteps` replaces the spacing.
-    `on_step(index, timestep, latents)` is called after each step. `start` and `stop` run a part:
-    `noise` then holds the latents before step `start`, the result those before step `stop`.
+    `generator` reaches schedulers that take it; `timesteps` replaces the spacing.
+    `on_step(index, timestep, latents)` is called after each call of the denoiser. `start` and
+    `stop` run a part: the result is the latents before call `stop`, and with `start`, 0 too,
+    `noise` is the latents before that call, and no noise.
 
     Raises ValueError for a count out of range, for noise that wants a gradient the truncation
-    would cut off, and for a scheduler whose `step` is not differentiable.
+    would cut off, for a scheduler whose `step` is not differentiable, that has no `eta` where one
+    is given, or cannot make such a schedule.
     """
     check_steps(num_inference_steps, grad_steps, eta)
     scale = denoise.latent_scale if isinstance(denoise, Denoiser) else 1.0
     scheduler, schedule = prepare_scheduler(
         denoise, scheduler, num_inference_steps, noise.device, timesteps
     )
-    # Schedulers of second order (Heun) call the denoiser `order` times a step, the last once.
+    begin = start or 0
+    enter_at(scheduler, begin, len(schedule))
+    steps = step_of_calls(scheduler, len(schedule), num_inference_steps)
     kept = num_inference_steps if grad_steps == "all" else grad_steps
-    first = scheduler.order * (num_inference_steps - kept)
-    if torch.is_grad_enabled() and noise.requires_grad and first > start:
+    first = sum(step < num_inference_steps - kept for step in steps)  # call with gradient
+    if torch.is_grad_enabled() and noise.requires_grad and first > begin:
         raise ValueError(
             f"the noise requires a gradient, but grad_steps is {grad_steps} of "
             f"{num_inference_steps} steps and would cut it off; use grad_steps='all'"
@@ -70,10 +75,10 @@ def sample(
     x0_only = isinstance(denoise, Denoiser) and denoise.one_step_x0 and len(schedule) == 1
 
     latents = noise * scale
-    if start == 0:
+    if start is None:
         latents = latents * getattr(scheduler, "init_noise_sigma", 1.0)  # flow matching has none
     for index, timestep in enumerate(schedule[:stop]):
-        if index < start:
+        if index < begin:
             continue
         with torch.set_grad_enabled(torch.is_grad_enabled() and index >= first):
             scaled = latents
@@ -203,18 +208,26 @@ def prepare_scheduler(
     timesteps: list[int] | None = None,
 ) -> tuple[Any, Tensor]:
     """A fresh copy of the scheduler, set for this many steps, and the timesteps to visit."""
-    fresh = type(scheduler).from_config(scheduler.config)
-    if isinstance(denoise, Denoiser):
-        return fresh, denoise.set_timesteps(fresh, num_inference_steps, device, timesteps)
-    if timesteps is not None:
-        fresh.set_timesteps(timesteps=timesteps, device=device)
-    else:
-        fresh.set_timesteps(num_inference_steps, device=device)
-    return fresh, fresh.timesteps
+    fresh = copy_scheduler(scheduler)
+
+    def schedule() -> Tensor:
+        if isinstance(denoise, Denoiser):
+            return denoise.set_timesteps(fresh, num_inference_steps, device, timesteps)
+        if timesteps is not None:
+            fresh.set_timesteps(timesteps=timesteps, device=device)
+        else:
+            fresh.set_timesteps(num_inference_steps, device=device)
+        return fresh.timesteps
+
+    return fresh, set_timesteps(fresh, schedule, num_inference_steps)
 
 
 def step_arguments(scheduler: Any, eta: float, generator: Generators) -> dict[str, Any]:
-    """Those of `eta` and `generator` that this scheduler's `step` takes."""
+    """Those of `eta` and `generator` that this scheduler's `step` takes.
+
+    Raises ValueError for an `eta` above 0 where it takes none.
+    """
+    check_eta(scheduler, eta)
     parameters = inspect.signature(scheduler.step).parameters
     alphas = getattr(scheduler, "alphas_cumprod", None)
     if alphas is not None and float(alphas[-1]) == 0:

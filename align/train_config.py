@@ -57,12 +57,15 @@ class TrainConfig:
     """Height in pixels (default: the model's own)."""
     width: int | None = None
     """Width in pixels (default: the model's own)."""
+    scheduler: str | None = None
+    """Sampler: a diffusers class such as DDIMScheduler, or NAME:KEY=VALUE,… (default: the
+    model's own)."""
     num_inference_steps: int = 10
     """Denoising steps."""
     guidance_scale: float = 3.0
     """Classifier-free guidance; 1 is none."""
     eta: float = 0.0
-    """Share of fresh noise in a DDIM step, 0 to 1."""
+    """Share of fresh noise in a DDIM step, 0 to 1; other samplers refuse it."""
     grad_window: str = "all"
     """Steps with gradient: all, K (the last), random[:A-B], random-per-sample[:A-B],
     draft-lv[:N], refl, drtune[:N], sparse:N or sparse:I,J,K."""
@@ -119,7 +122,8 @@ class TrainConfig:
     block_checkpointing: bool = False
     """Recompute the denoiser block by block as well: less memory still, more time."""
     vae_tiling: bool = False
-    """Decode image by image, large ones in tiles, with recomputed blocks."""
+    """Decode image by image, with recomputed blocks; images larger than the autoencoder's own size
+    in tiles, which changes pixels at their seams."""
     cache_embeddings: bool = False
     """Encode all prompts before the first update and take the text encoders out of memory."""
     quantize: Literal["8bit", "4bit"] | None = None

@@ -32,6 +32,9 @@ class EvaluationConfig:
     """A CLIP (folder or Hub id) whose features measure diversity and quality."""
     real: str | None = None
     """A folder of real pictures, for the distance of generated ones to them."""
+    scheduler: str | None = None
+    """Sampler: a diffusers class such as DDIMScheduler, or NAME:KEY=VALUE,… (default: the
+    model's own); NAR models keep theirs."""
     num_inference_steps: int | None = None
     """Denoising steps (default: the pipeline's own)."""
     guidance_scale: float | None = None

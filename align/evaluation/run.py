@@ -32,6 +32,7 @@ from align.prompts import PromptSet, default_prompts
 from align.rewards import load_reward
 from align.rewards.reward import Reward
 from align.run import save_image
+from align.schedules import check_schedule, set_scheduler
 
 AnyConfig = EvaluateConfig | CompareConfig
 STRIDE = 2**20  # between the seeds of a prompt's pictures: candidates of one never meet another's
@@ -77,7 +78,9 @@ def make_plan(
     judges = load_judges(config, prompts, parsed, size)
     searches = any(method.searches for method in parsed)
     reward = load_reward(config.reward, config.device) if config.reward and searches else None
-    folder = open_shared_run(config, command)
+    drawn = [pipes[method.label] for method in parsed if method.nar is None]
+    scheduler = type(drawn[0].scheduler).__name__ if drawn else None
+    folder = open_shared_run(config, command, scheduler=scheduler)
     plan = Plan(
         config=config,
         command=command,
@@ -131,6 +134,9 @@ def _load_pipes(config: AnyConfig, methods: list[Method], pipe: Any) -> dict[str
                 attention=config.attention,
             )
         pipes[method.label] = by_loras[loras]
+    for diffusion in by_loras.values():
+        set_scheduler(diffusion, config.scheduler)
+        check_schedule(diffusion, config.num_inference_steps)
     return pipes
 
 
@@ -221,6 +227,7 @@ def _save(
         seed=task.seed,
         model=method.nar or plan.config.model,
         num_inference_steps=None if method.nar else task.num_inference_steps,
+        scheduler=None if method.nar else type(task.pipe.scheduler).__name__,
         guidance_scale=None if method.nar else task.guidance_scale,
         method=method.label,
         budget=None if budget is None else str(budget),

@@ -27,8 +27,10 @@ def process() -> tuple[int, int]:
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def open_shared_run(config: Any, command: str) -> Path:
+def open_shared_run(config: Any, command: str, **ran: Any) -> Path:
     """The run's folder: the first process makes it, the others wait for it.
+
+    `ran` goes to run.json as with `open_run`.
 
     Raises ValueError where the folder belongs to a run of another configuration, or several
     processes are not told a folder.
@@ -40,11 +42,11 @@ def open_shared_run(config: Any, command: str) -> Path:
     if config.resume:
         check_same(Path(config.resume), config, command)
     if world == 1:
-        return open_run(out, config, config.overwrite, config.resume, command=command)
+        return open_run(out, config, config.overwrite, config.resume, command=command, **ran)
     launch = Path(out) / "launch.json"
     token = {name: os.environ.get(name) for name in ("TORCHELASTIC_RUN_ID", "MASTER_PORT")}
     if rank == 0:
-        folder = open_run(out, config, config.overwrite, config.resume, command=command)
+        folder = open_run(out, config, config.overwrite, config.resume, command=command, **ran)
         write_json(launch, token)
         return folder
     limit = time.monotonic() + WAIT

@@ -18,7 +18,7 @@ from align.nar.checks import check_fit
 from align.nar.generate import Wavefront, decode
 from align.nar.llamagen import LlamaGenTokenizer
 from align.nar.model import NARTransformer2DModel
-from align.nar.scheduler import NARScheduler, draw_uniforms
+from align.nar.scheduler import NARScheduler, changed_scheduler, draw_uniforms
 from align.nar.text import encode_texts
 from align.nar.tokenizer import ImageTokenizer
 
@@ -127,8 +127,7 @@ class NARPipeline(DiffusionPipeline):
         load_lora(self, loras)
         merge_lora(self)
         if policy := trained_policy(loras):
-            scheduler: Any = NARScheduler.from_config(self.scheduler.config, **policy)
-            self.scheduler = scheduler
+            self.scheduler = changed_scheduler(self.scheduler, policy)
 
     # --- conditions ----------------------------------------------------------------------------
 
@@ -203,9 +202,8 @@ class NARPipeline(DiffusionPipeline):
             "top_k": top_k,
             "top_p": top_p,
         }
-        config = self.scheduler.config
         changed = {key: value for key, value in changed.items() if value is not None}
-        scheduler: Any = NARScheduler.from_config(config, **changed)
+        scheduler = changed_scheduler(self.scheduler, changed)
         condition, mask = self.conditions(prompt, class_labels, num_images_per_prompt)
         batch, count = len(condition), self.transformer.order.num_tokens
         if given_ids is not None:

@@ -140,3 +140,9 @@ def draw_uniforms(
         return torch.stack(rows)
     source = generator.device if generator is not None else device
     return torch.rand(batch, count, generator=generator, device=source).to(device)
+
+
+def changed_scheduler(scheduler: NARScheduler, changes: dict[str, Any]) -> NARScheduler:
+    """One with the settings of `scheduler` as they are now, but for the changes."""
+    own = {key: value for key, value in scheduler.config.items() if not key.startswith("_")}
+    return NARScheduler(**own | changes)

@@ -21,6 +21,7 @@ from align.prompts import load_prompts
 from align.rewards import load_reward
 from align.run import check_folder, log_metrics, open_run, save_image
 from align.sample import generate
+from align.schedules import check_schedule, set_scheduler
 
 EMBEDDED_REWARD = "scenes-clip,scenes-vqa,scenes-count,scenes-preference"
 REPEAT = 1_000_000  # seeds between two occurrences of the same prompt
@@ -63,11 +64,13 @@ def optimize_prompts(config: OptimizeRunConfig) -> Path:
         dtype=config.dtype,
         attention=config.attention,
     )
+    set_scheduler(pipe, config.scheduler)
     steps = config.num_inference_steps
+    check_schedule(pipe, steps, height=config.height, width=config.width)
     if steps is not None:
         check_budget(config, steps)
     warn_about_prompts(pipe, [job.prompt for job in jobs])
-    run = _open(config)
+    run = _open(config, type(pipe.scheduler).__name__)
     shared = dataclasses.replace(config, backward_cost=_backward_cost(run, pipe, jobs[0], config))
     open_jobs, waiting = list(jobs), False
     while open_jobs:
@@ -119,7 +122,7 @@ def read_jobs(config: OptimizeRunConfig) -> list[_Job]:
     return jobs
 
 
-def _open(config: OptimizeRunConfig) -> Path:
+def _open(config: OptimizeRunConfig, scheduler: str) -> Path:
     """The run's folder; one that is resumed has to have the same settings."""
     if config.resume is not None and (path := Path(config.resume) / "run.json").is_file():
         saved = json.loads(path.read_text(encoding="utf-8"))["config"]
@@ -132,7 +135,14 @@ def _open(config: OptimizeRunConfig) -> Path:
                     "with its own settings, or give another --out"
                 )
         return Path(config.resume)
-    return open_run(config.out, config, config.overwrite, config.resume, command="optimize")
+    return open_run(
+        config.out,
+        config,
+        config.overwrite,
+        config.resume,
+        command="optimize",
+        scheduler=scheduler,
+    )
 
 
 def _backward_cost(run: Path, pipe: Any, job: _Job, config: OptimizeRunConfig) -> float | None:
@@ -228,7 +238,9 @@ def _render(
             guidance_scale=None if config.render_model else config.guidance_scale,
         )[0]
     settings: dict[str, Any] = folder.settings | {"num_inference_steps": steps}
-    settings |= {"model": config.render_model or config.model}
+    if config.render_model:  # drawn as that model draws, and without LoRA
+        settings |= {"model": config.render_model, "guidance_scale": None, "lora": ()}
+        settings |= {"scheduler": type(pipe.scheduler).__name__}
     save_image(folder.path / "render.png", image, prompt=job.prompt, seed=job.seed, **settings)
 
 

@@ -72,7 +72,7 @@ def make_painter(
             denoise,
             pipe.scheduler,
             latents,
-            start=cut if wanted else 0,
+            start=cut if wanted and cut else None,
             grad_steps=grad_steps if wanted else 0,
             **run,
         )

@@ -52,6 +52,15 @@ def recompute_blocks(module: Any, wanted: bool) -> None:
 
 
 def tile_decoder(vae: Any, wanted: bool) -> None:
-    """Let an autoencoder work image by image, large ones in tiles, its blocks recomputed."""
+    """Let an autoencoder work image by image, its blocks recomputed, and in tiles, whose seams are
+    blended, where the image `needs_tiles`."""
     recompute_blocks(vae, wanted)
     vae.use_slicing = vae.use_tiling = wanted
+
+
+def needs_tiles(vae: Any, height: int, width: int) -> bool:
+    """Whether an image of this size in pixels is larger than a tile of the autoencoder."""
+    side = getattr(vae, "tile_sample_min_size", None)
+    high = getattr(vae, "tile_sample_min_height", side)
+    wide = getattr(vae, "tile_sample_min_width", side)
+    return (high is not None and height > high) or (wide is not None and width > wide)

@@ -26,8 +26,9 @@ from align.families.family import call_default
 from align.lora import add_lora, lora_merged
 from align.models import best_device, default_dtype, torch_dtype
 from align.pixels import decode
+from align.schedules import check_schedule, set_scheduler
 from align.training.footprint import META, Footprint, footprint, weight_bytes
-from align.training.frozen import recompute_blocks, tile_decoder
+from align.training.frozen import needs_tiles, recompute_blocks, tile_decoder
 from align.training.preferences import pairs_of_group
 from align.training.windows import draw_window, parse_window
 
@@ -87,8 +88,11 @@ def memory_limit(config: TrainConfig) -> float | None:
 def savings(pipe: Any, config: TrainConfig) -> Iterator[dict[str, Any]]:
     """Changes of settings that save memory, each on top of those before.
 
-    First those that change no number, at the price of time; then those that do.
+    First those that change no number, at the price of time; then those that do, as tiles of the
+    autoencoder do where the image is larger than one.
     """
+    height, width = image_size(pipe, config.height, config.width)
+    tiled = needs_tiles(pipe.vae, height, width)
     yield {"checkpointing": True}
     yield {"cache_embeddings": True}
     micro = config.micro_batch_size or config.batch_size
@@ -96,8 +100,11 @@ def savings(pipe: Any, config: TrainConfig) -> Iterator[dict[str, Any]]:
     while micro > least:
         micro = micro // 2 if micro % (2 * least) == 0 else least
         yield {"micro_batch_size": micro}
-    yield {"vae_tiling": True}
+    if not tiled:
+        yield {"vae_tiling": True}
     yield {"block_checkpointing": True}
+    if tiled:
+        yield {"vae_tiling": True}
     if on_cuda(config):
         yield {"quantize": config.quantize or "8bit"}
         yield {"quantize": "4bit"}
@@ -110,7 +117,6 @@ def savings(pipe: Any, config: TrainConfig) -> Iterator[dict[str, Any]]:
         yield {"pair_timesteps": timesteps}
     if on_cuda(config):
         yield {"offload": True}
-    height, width = image_size(pipe, config.height, config.width)
     unit = 8 * pipe.vae_scale_factor
     for share in (0.75, 0.5):
         small = (max(int(side * share) // unit, 1) * unit for side in (height, width))
@@ -146,6 +152,7 @@ class Needs:
         vae = self.pipe.vae
         if self.dtype == torch.float16 and vae.config.get("force_upcast", False):
             vae.float()
+        set_scheduler(self.pipe, config.scheduler)
         self.embeds = meta_embeds(self.pipe, config.guidance_scale)
         add_lora(self.pipe, config.lora_rank, targets=config.lora_targets)
         denoiser_module(self.pipe).to(META)
@@ -161,12 +168,7 @@ class Needs:
             if name.startswith("text_encoder") and isinstance(part, nn.Module)
         ]
         size = image_size(self.pipe, config.height, config.width)
-        window = parse_window(config.grad_window, config.num_inference_steps)
-        draws = [
-            draw_window(window, config.num_inference_steps, seed=0, update=update, indices=[0])
-            for update in range(20)
-        ]
-        kept = max(max(sum(row[0] for row in draw.kept), draw.fresh) for draw in draws)
+        kept = self._kept_calls(config)
         micro = min(config.micro_batch_size or config.batch_size, config.batch_size)
         drawn = 0
         if config.method == "dpo":  # one unguided pass over both images of every pair
@@ -198,6 +200,18 @@ class Needs:
             "runtime": RUNTIME[on_cuda(config)],
         }
         return Estimate(parts)
+
+    def _kept_calls(self, config: TrainConfig) -> int:
+        """The most calls of the denoiser that an update's window keeps in the graph."""
+        steps = config.num_inference_steps
+        window = parse_window(config.grad_window, steps)
+        calls = check_schedule(self.pipe, steps, config.eta, config.height, config.width)
+        draws = [draw_window(window, steps, seed=0, update=n, indices=[0]) for n in range(20)]
+        per_draw = (
+            1 if draw.x0_at is not None else sum(draw.kept[step][0] for step in calls)
+            for draw in draws
+        )
+        return max(max(kept, draw.fresh) for kept, draw in zip(per_draw, draws, strict=True))
 
     def _activations(
         self,

@@ -32,6 +32,7 @@ def write_report(
     last = session.course.get("last")  # judgment, of the weights that are saved
     report: dict[str, Any] = {
         "steps": session.done,
+        "scheduler": type(session.pipe.scheduler).__name__,
         "pictures": {"before": session.course.get("pictures", {}), "after": after},
         "seconds": sum(record["seconds"] for record in records),
         "warnings": [last["warning"]] if last and "warning" in last else [],
@@ -73,7 +74,8 @@ def model_card(config: TrainConfig, report: dict[str, Any]) -> str:
         "images per update": c.batch_size,
         "learning rate": f"{c.learning_rate:g} ({c.lr_schedule})",
         "LoRA": f"rank {c.lora_rank}, alpha {c.lora_alpha or c.lora_rank:g}",
-        "sampling": f"{c.num_inference_steps} steps, guidance {c.guidance_scale:g}, eta {c.eta:g}",
+        "sampling": f"{report['scheduler']}, {c.num_inference_steps} steps, "
+        f"guidance {c.guidance_scale:g}" + (f", eta {c.eta:g}" if c.eta else ""),
         **how_compared(c),
         "distance to the base": f"weight {c.kl_weight:g}",
         "seed": c.seed,

@@ -1,7 +1,7 @@
 """`rollout`: noise to latents through a gradient window, by the one denoising loop."""
 
-import itertools
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +11,8 @@ from torch import Tensor
 
 from align.denoisers import Denoiser
 from align.sample import Generators, prepare_scheduler, sample, step_arguments
-from align.training.windows import Draw
+from align.schedules import copy_scheduler, step_of_calls
+from align.training.windows import Draw, Window
 
 # (output, latents, timestep, which of its images carry gradient)
 Observe = Callable[[Tensor, Tensor, Tensor, Sequence[bool]], None]
@@ -43,13 +44,15 @@ def rollout(
     """
     steps = len(draw.kept)
     run: dict[str, Any] = {"num_inference_steps": steps, "eta": eta, "generator": generator}
-    order = scheduler.order
+    fresh, schedule = prepare_scheduler(denoise, scheduler, steps, noise.device)
+    calls = step_of_calls(fresh, len(schedule), steps)
+    kept = [draw.kept[step] for step in calls]
     if draw.fresh:
         assert fresh_noise is not None  # whoever draws DRaFT-LV gives its noises
         with torch.no_grad():
             clean = sample(denoise, scheduler, noise, **run)
-        last = order * (steps - 1)
-        inner = _windowed(denoise, draw, order, last, observe, max_step_norm)
+        last = calls.index(steps - 1)
+        inner = _windowed(denoise, draw, kept[last:], observe, max_step_norm)
         return torch.cat(
             [
                 sample(
@@ -64,29 +67,51 @@ def rollout(
             ]
         )
     if draw.x0_at is not None:
+        at = calls.index(draw.x0_at)
         with torch.no_grad():
-            before = sample(denoise, scheduler, noise, stop=order * draw.x0_at, **run)
-        inner = _windowed(denoise, draw, order, order * draw.x0_at, observe, max_step_norm)()
-        return predict_x0(inner, scheduler, before, steps, order * draw.x0_at, eta, generator)
-    inner = _windowed(denoise, draw, order, 0, observe, max_step_norm)()
+            before = sample(denoise, scheduler, noise, stop=at, **run)
+        inner = _windowed(denoise, draw, kept[at:], observe, max_step_norm)()
+        return predict_x0(inner, scheduler, before, steps, at, eta, generator)
+    inner = _windowed(denoise, draw, kept, observe, max_step_norm)()
     return sample(inner, scheduler, noise, grad_steps=steps - draw.first, **run)
+
+
+def check_window(window: Window, scheduler: Any) -> None:
+    """Raise ValueError where a window asks of a scheduler what it cannot do."""
+    name = type(scheduler).__name__
+    noises = hasattr(scheduler, "scale_noise") or hasattr(scheduler, "add_noise")
+    if window.kind == "draft-lv" and not noises:
+        raise ValueError(
+            f"{name} cannot put new noise on an image, which grad_window 'draft-lv' needs; "
+            "use another window, such as 1"
+        )
+    if window.kind != "refl":
+        return
+    probe, result, latents = copy_scheduler(scheduler), None, torch.zeros(1, 1, 2, 2)
+    with suppress(TypeError, ValueError):  # what else it lacks is said elsewhere
+        probe.set_timesteps(4)
+        if hasattr(probe, "scale_model_input"):
+            probe.scale_model_input(latents, probe.timesteps[0])
+        result = probe.step(latents, probe.timesteps[0], latents)
+    if result is not None:
+        _clean(probe, result, latents, latents, 0)
 
 
 def _windowed(
     denoise: Denoiser,
     draw: Draw,
-    order: int,
-    start: int,
+    kept_calls: Sequence[Sequence[bool]],
     observe: Observe | None,
     max_step_norm: float,
 ) -> Callable[[], Denoiser]:
-    """Makes denoisers for one pass of the loop, which cut the gradient outside the window."""
+    """Makes denoisers for one pass of the loop, which cut the gradient outside the window;
+    `kept_calls[call][image]` says whether a call of the pass carries it."""
 
     def make() -> Denoiser:
-        calls = itertools.count(start)
+        calls = iter(kept_calls)
 
         def predict(latents: Tensor, timestep: Tensor) -> Tensor:
-            kept = draw.kept[min(next(calls) // order, len(draw.kept) - 1)]
+            kept = next(calls)
             if not any(kept) or not torch.is_grad_enabled():
                 with torch.no_grad():
                     return denoise(latents, timestep)
@@ -145,6 +170,11 @@ def predict_x0(
         scaled = scheduler.scale_model_input(latents, timestep)
     output = denoise(scaled, timestep)
     result = scheduler.step(output, timestep, latents, **step_arguments(scheduler, eta, generator))
+    return _clean(scheduler, result, latents, output, index) / denoise.latent_scale
+
+
+def _clean(scheduler: Any, result: Any, latents: Tensor, output: Tensor, index: int) -> Tensor:
+    """The prediction of x_0 behind the result of a step. Raises ValueError where it is not told."""
     x0 = getattr(result, "pred_original_sample", None)
     if x0 is None:
         x0 = getattr(result, "denoised", None)  # the LCM scheduler's name for it
@@ -155,9 +185,9 @@ def predict_x0(
     if x0 is None:
         raise ValueError(
             f"{type(scheduler).__name__} does not tell its prediction of x_0, which grad_window "
-            "'refl' needs; use another scheduler, such as DDIMScheduler"
+            "'refl' needs; give --scheduler DDIMScheduler, or another window"
         )
-    return x0 / denoise.latent_scale
+    return x0
 
 
 def _keeps_x0(scheduler: Any) -> bool:

@@ -16,7 +16,8 @@ from align.denoisers import denoiser_module, make_denoiser
 from align.lora import remove_lora
 from align.pixels import decode
 from align.processes import end_training
-from align.sample import generate, make_noise, sample
+from align.sample import generate, make_noise, sample, step_arguments
+from align.schedules import check_schedule
 from align.train import clear_memory_errors
 from align.training.memory import plan
 from align.training.pictures import score_pictures
@@ -50,6 +51,7 @@ def self_check(config: TrainConfig, *, reward: Any = None, pipe: Any = None) -> 
         config, _ = plan(config, trained_reward(config, reward=reward))
     with tempfile.TemporaryDirectory() as folder, clear_memory_errors():
         config = dataclasses.replace(config, out=folder, tracker="none", resume=None)
+        scheduler = pipe.scheduler if pipe is not None else None
         session = open_session(config, reward=reward, pipe=pipe)
         encoders = {n: part for n, part in session.pipe.components.items() if "encoder" in n}
         try:
@@ -64,6 +66,8 @@ def self_check(config: TrainConfig, *, reward: Any = None, pipe: Any = None) -> 
         finally:
             for name, part in encoders.items():
                 setattr(session.pipe, name, part)
+            if scheduler is not None:
+                session.pipe.scheduler = scheduler
             remove_lora(session.pipe)
             end_training(session.accelerator)
 
@@ -83,12 +87,12 @@ def _parity(session: Session) -> Finding:
         "height": c.height,
         "width": c.width,
     }
-    ours = generate(
-        pipe, prompts, negative_prompts=c.negative_prompt, generator=_generators(session), **run
-    )
+    extra: dict[str, Any] = {"negative_prompts": c.negative_prompt, "eta": c.eta}
+    ours = generate(pipe, prompts, generator=_generators(session), **extra, **run)
     # What only some families' pipelines take; ours never changes a size that was asked for.
     takes = inspect.signature(type(pipe).__call__).parameters
     some = {"negative_prompt": c.negative_prompt, "use_resolution_binning": False}
+    some |= step_arguments(pipe.scheduler, c.eta, None)  # none of eta where it does not take it
     run |= {name: value for name, value in some.items() if name in takes and value is not None}
     if "intermediate_timesteps" in takes and c.num_inference_steps != 2:
         run["intermediate_timesteps"] = None  # SANA-Sprint's default is for two steps alone
@@ -122,11 +126,13 @@ def _gradient(session: Session) -> Finding:
         width=c.width,
         prompt_embeds=session.embed(prompts),
     )
-    run: dict[str, Any] = {"num_inference_steps": c.num_inference_steps}
-    last = pipe.scheduler.order * (c.num_inference_steps - 1)
+    run: dict[str, Any] = {"num_inference_steps": c.num_inference_steps, "eta": c.eta}
+    size = {"height": c.height, "width": c.width}
+    last = check_schedule(pipe, c.num_inference_steps, **size).index(c.num_inference_steps - 1)
     with torch.no_grad():
         noise = make_noise(pipe, [c.seed], c.height, c.width)
-        before = sample(denoise, pipe.scheduler, noise, stop=last, **run)
+        first = run | {"generator": _generators(session)}
+        before = sample(denoise, pipe.scheduler, noise, stop=last, **first)
 
     def loss() -> Tensor:
         run["generator"] = _generators(session)  # the same draws whenever the step is made

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from align.config import TrainConfig
-from align.denoisers import denoiser_module, image_size
+from align.denoisers import denoiser_module
 from align.lora import add_lora
 from align.models import default_dtype, load_pipeline, torch_device, torch_dtype
 from align.processes import own_device
@@ -25,9 +25,11 @@ from align.prompt_words import warn_about_prompts
 from align.prompts import PromptSet, training_prompts
 from align.rewards import load_reward
 from align.run import check_folder, open_run
+from align.schedules import check_schedule, set_scheduler
 from align.training.embeddings import Embeddings
 from align.training.frozen import prepare_pipeline, shard_frozen
 from align.training.regularize import RunningScale
+from align.training.rollout import check_window
 from align.training.runs import check_services
 from align.training.windows import Window, parse_window
 
@@ -121,7 +123,8 @@ def open_session(config: TrainConfig, *, reward: Any = None, pipe: Any = None) -
     """Check everything the user gave, load it, and make the run's folder last.
 
     `reward` (anything `load_reward` takes) and `pipe` (a diffusers pipeline) stand in for what the
-    config names. Raises ValueError, TypeError or FileNotFoundError for what cannot be trained.
+    config names; the pipeline gets `config.scheduler`. Raises ValueError, TypeError or
+    FileNotFoundError for what cannot be trained.
     """
     check_folder(config.out, config.overwrite, config.resume)
     window = parse_window(config.grad_window, config.num_inference_steps)
@@ -148,7 +151,10 @@ def open_session(config: TrainConfig, *, reward: Any = None, pipe: Any = None) -
             attention=config.attention,
             quantize=config.quantize,
         )
-    image_size(pipe, config.height, config.width)
+    set_scheduler(pipe, config.scheduler)
+    check_schedule(pipe, config.num_inference_steps, config.eta, config.height, config.width)
+    if config.method == "alignprop":
+        check_window(window, pipe.scheduler)
     check_method(config, pipe)
     if accelerator.is_main_process:
         warn_about_prompts(pipe, prompts.prompts)
@@ -170,11 +176,10 @@ def open_session(config: TrainConfig, *, reward: Any = None, pipe: Any = None) -
         optimizer = accelerator.prepare(optimizer)
     else:
         whole, optimizer = accelerator.prepare(whole, optimizer)
-    folder = [""]
+    folder, sampler = [""], type(pipe.scheduler).__name__
     if accelerator.is_main_process:
-        folder = [
-            str(open_run(config.out, config, config.overwrite, config.resume, command="train"))
-        ]
+        place = (config.out, config, config.overwrite, config.resume)
+        folder = [str(open_run(*place, command="train", scheduler=sampler))]
     folder = Path(broadcast_object_list(folder)[0])
     accelerator.project_configuration.logging_dir = str(folder)
     return Session(

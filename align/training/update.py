@@ -85,7 +85,9 @@ def batch_loss(session: Session, update: int, indices: Sequence[int]) -> BatchLo
         ],
         fresh_noise=lambda n: noise(f"fresh-{n}"),
         observe=distance,
-        max_step_norm=c.max_step_grad_norm * loss_scale(session.accelerator) / len(indices),
+        max_step_norm=c.max_step_grad_norm
+        * loss_scale(session.accelerator)
+        / (len(indices) * max(draw.fresh, 1)),  # images that the mean loss is of
     )
     images = decode(pipe, latents, checkpointing=c.checkpointing)
     repeats = len(images) // len(prompts)

@@ -30,6 +30,7 @@ RECIPES = {
     "flux-24gb": (
         "flux-dev",
         {"preset": "draft-1", "memory": "24gb", "quantize": "4bit", "guidance_scale": 3.5,
+         "scheduler": "FlowMatchEulerDiscreteScheduler",
          "num_inference_steps": 28},
     ),
 }  # fmt: skip
