@@ -38,6 +38,7 @@ def open_run(
 ) -> Path:
     """Make the run's folder (default runs/COMMAND-TIME), write its run.json, return its path.
 
+    With `resume` an existing run.json stays as it is; `record_resume` goes on with it.
     Raises ValueError where the folder is not empty and neither `overwrite` nor `resume` is given,
     or where `overwrite` would delete a folder that no run has written.
     """
@@ -48,8 +49,29 @@ def open_run(
         shutil.rmtree(item) if item.is_dir() and not item.is_symlink() else item.unlink()
     with clear_disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "run.json", describe_run(config, command))
+    if not (resume and (folder / "run.json").is_file()):
+        write_json(folder / "run.json", describe_run(config, command))
     return folder
+
+
+def record_resume(folder: Path, config: Any, step: int) -> None:
+    """Let run.json say that a run goes on after `step` updates with this configuration.
+
+    What it said before goes to its list `earlier`: when that part began, the step it is kept
+    until, and the settings that were others.
+    """
+    former = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    described = finite(describe_run(config, former["command"]))
+    if step:
+        changed = {
+            name: value
+            for name, value in former["config"].items()
+            if name not in _PLACE and described["config"].get(name) != value
+        }
+        part = {name: former.get(name) for name in ("started", "arguments", "git_commit")}
+        part |= {"until_step": step, "config": changed}
+        described["earlier"] = [*former.get("earlier", ()), part]
+    write_json(folder / "run.json", described)
 
 
 def check_folder(
