@@ -19,7 +19,7 @@ from align.training.checkpoints import (
     resume,
     save_checkpoint,
 )
-from align.training.groups import refuse_sameness
+from align.training.groups import nothing_differed
 from align.training.judge import HeldOutJudge
 from align.training.loop import run_updates
 from align.training.pictures import score_pictures
@@ -141,7 +141,13 @@ def _fit(session: Run, judge: HeldOutJudge | None, step: Step, on_step: OnStep |
         return on_step is not None and on_step(record) is True
 
     run_updates(session, step, save=lambda: _save(session), look=look, tell=tell, shown="reward")
-    refuse_sameness(session)
+    if nothing_differed(session):
+        if session.accelerator.is_main_process:
+            _save(session)
+        raise ValueError(
+            f"in none of {session.done} updates did the reward tell two images of a prompt apart: "
+            "nothing was learned"
+        )
 
 
 def _look(session: Run, judge: HeldOutJudge | None) -> dict[str, Any]:

@@ -249,12 +249,12 @@ def _no_sync(fit: Fit) -> Any:
 def _buffers_kept(model: nn.Module) -> Iterator[None]:
     """Put a model's buffers back where the forward pass, which may move them, has led to nothing:
     a codebook learns in it."""
-    kept = [buffer.clone() for buffer in model.buffers()]
+    kept = [buffer.detach().clone() for buffer in model.buffers()]
     try:
         yield
     except BaseException:
         for buffer, value in zip(model.buffers(), kept, strict=True):
-            buffer.copy_(value)
+            buffer.data.copy_(value)
         raise
 
 
