@@ -15,9 +15,10 @@ import torch
 from torch import nn
 
 from align.nar.cache import cached_tokens, digest_of_pictures, digest_of_weights
+from align.nar.checkpoints import resume
 from align.nar.config import NarConvertConfig, NarTrainConfig, parse_grid
 from align.nar.data import Picture, find_pictures
-from align.nar.fit import Fit, make_accelerator, make_fit, open_folder, resume, run_fit
+from align.nar.fit import Fit, make_accelerator, make_fit, open_folder, run_fit
 from align.nar.llamagen import load_llamagen_tokenizer
 from align.nar.load import load_nar_pipeline
 from align.nar.model import NARTransformer2DModel

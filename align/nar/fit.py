@@ -4,7 +4,6 @@ What update s sees (its pictures, its dropout) follows from the run's seed and s
 that was killed and resumed ends with the weights of one that was not, bit for bit.
 """
 
-import logging
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -16,35 +15,23 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from align.models import torch_device
+from align.nar.checkpoints import save_checkpoint
 from align.nar.config import NarConvertConfig, NarTokenizerConfig, NarTrainConfig
 from align.precision import fast_bfloat16
 from align.processes import end_training, open_accelerator
 from align.run import log_metrics, open_run
-from align.training.checkpoints import (
-    drop_metrics_after,
-    find_checkpoint,
-    go_on,
-    write_checkpoint,
-)
+from align.training.checkpoints import drop_metrics_after
 from align.training.loop import run_updates
-from align.training.optimizer import restore_optimizer, step_optimizer
+from align.training.optimizer import step_optimizer
 from align.training.seeding import seeded
 from align.training.stopping import Diverged, agree, stop_signals
 
-log = logging.getLogger(__name__)
 # (model, update, indices of pictures) -> (mean loss, numbers to log)
 LossFn = Callable[[nn.Module, int, list[int]], tuple[Tensor, dict[str, float]]]
-# What the network is; the fields of both commands.
-IDENTITY = (
-    "image_size", "patch", "context", "quantizer", "levels", "codebook_size", "width", "condition",
-    "text_encoder", "text_tokens", "num_layers", "num_heads", "branch_depth", "fusion", "decoding",
-    "cond_rope",
-)  # fmt: skip
 
 
 @dataclass
@@ -256,67 +243,3 @@ def _buffers_kept(model: nn.Module) -> Iterator[None]:
         for buffer, value in zip(model.buffers(), kept, strict=True):
             buffer.data.copy_(value)
         raise
-
-
-# --- checkpoints -----------------------------------------------------------------------------
-
-
-def save_checkpoint(fit: Fit) -> None:
-    """Write `checkpoints/step-N` whole or not at all, and keep the newest few."""
-    if fit.saved == fit.done:
-        return
-    weights = {"model.safetensors": _tensors(fit.plain)}
-    if fit.average is not None:
-        weights["average.safetensors"] = _tensors(fit.average)
-    scaler = fit.accelerator.scaler
-    state = {
-        "stepped": fit.stepped,
-        "scaler": scaler.state_dict() if scaler else None,
-        "contents": fit.contents,
-    }
-    write_checkpoint(
-        fit.folder, fit.config, fit.done, weights, fit.optimizer, state, identity=IDENTITY
-    )
-    fit.saved = fit.done
-
-
-def resume(fit: Fit) -> bool:
-    """Load the newest whole checkpoint of the run's folder; False where there is none yet.
-
-    Raises ValueError where it is of another network or image tokenizer, or all are torn.
-    """
-    found = find_checkpoint(fit.folder, fit.config, identity=IDENTITY)
-    if found is not None:
-        if found[1]["contents"].get("tokenizer") != fit.contents.get("tokenizer"):
-            raise ValueError(
-                f"{fit.folder} was trained on the tokens of another image tokenizer; resume it "
-                "with that, or give another --out"
-            )
-        _load(fit, *found)
-        log.info("resumed at step %d of %d", fit.done, fit.config.steps)
-    if fit.accelerator.is_main_process:
-        go_on(fit, found[1] if found else None, fit.contents, identity=IDENTITY)
-    return found is not None
-
-
-def _load(fit: Fit, folder: Path, state: dict[str, Any]) -> None:
-    device = str(fit.accelerator.device)
-    try:
-        fit.plain.load_state_dict(load_file(folder / "model.safetensors", device=device))
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"{folder} is of another model: {reason}") from error
-    if fit.average is not None and (folder / "average.safetensors").is_file():
-        fit.average.load_state_dict(load_file(folder / "average.safetensors", device=device))
-    elif fit.average is not None:  # there was none so far: it begins here
-        fit.average.module.load_state_dict(fit.plain.state_dict())
-    saved = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
-    restore_optimizer(fit.optimizer, saved)
-    if fit.accelerator.scaler is not None and state["scaler"] is not None:
-        fit.accelerator.scaler.load_state_dict(state["scaler"])
-    fit.done = fit.saved = state["step"]
-    fit.stepped = state["stepped"]
-
-
-def _tensors(module: nn.Module) -> dict[str, Tensor]:
-    return {key: value.detach().clone().contiguous() for key, value in module.state_dict().items()}

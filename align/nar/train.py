@@ -13,9 +13,10 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from align.nar.cache import cached_tokens, digest_of_pictures, digest_of_weights
+from align.nar.checkpoints import resume
 from align.nar.config import NarTrainConfig, parse_grid
 from align.nar.data import Picture, find_pictures
-from align.nar.fit import Fit, make_accelerator, make_fit, open_folder, resume, run_fit
+from align.nar.fit import Fit, make_accelerator, make_fit, open_folder, run_fit
 from align.nar.llamagen import LlamaGenTokenizer
 from align.nar.model import NARTransformer2DModel
 from align.nar.pipeline import NARPipeline

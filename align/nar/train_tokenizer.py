@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from align.nar.cache import digest_of_pictures
+from align.nar.checkpoints import resume
 from align.nar.config import NarTokenizerConfig
 from align.nar.data import Picture, find_pictures, load_pixels
-from align.nar.fit import Fit, make_accelerator, make_fit, open_folder, resume, run_fit
+from align.nar.fit import Fit, make_accelerator, make_fit, open_folder, run_fit
 from align.nar.tokenizer import ImageTokenizer
 from align.run import check_folder, image_grid, save_image
 from align.training.seeding import seeded

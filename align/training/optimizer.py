@@ -33,7 +33,7 @@ def step_optimizer(
         raise Diverged(f"the gradient's norm is {norm}, at every scale of {SKIPS} updates in a row")
     run.optimizer.step()
     run.optimizer.zero_grad()
-    return norm, not accelerator.optimizer_step_was_skipped
+    return norm, not getattr(run.optimizer, "step_was_skipped", False)
 
 
 def restore_optimizer(optimizer: Any, saved: dict[str, Any]) -> None:

@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from align.nar.checkpoints import resume
 from align.nar.config import NarTokenizerConfig
-from align.nar.fit import make_accelerator, resume, run_fit
+from align.nar.fit import make_accelerator, run_fit
 from align.nar.train_tokenizer import train_tokenizer
 from align.run import read_metrics
 from align.training.checkpoints import read_checkpoint
