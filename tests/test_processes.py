@@ -42,7 +42,7 @@ def test_a_process_that_waits_for_its_partners_ends_at_the_first_signal():
         )
         waiting.append((child, number, port))
     for child, number, port in waiting:
-        limit = time.monotonic() + 120
+        limit = time.monotonic() + 600
         while time.monotonic() < limit:  # until it listens for the other one
             with socket.socket() as probe:
                 if probe.connect_ex(("127.0.0.1", port)) == 0:
