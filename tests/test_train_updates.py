@@ -108,7 +108,7 @@ def test_the_callers_generators_go_on_as_if_nothing_had_been(tmp_path):
 
 def with_lora(folder):
     """A tiny pipeline and a LoRA of its own as a file."""
-    pipe = build("sd").double()
+    pipe = build("sd").to(torch.float64)
     add_lora(pipe, rank=2)
     randomize(pipe)
     save_lora(pipe, folder / "start")
@@ -120,7 +120,7 @@ def with_lora(folder):
 )
 def test_the_reference_keeps_the_lora_that_the_pipeline_had(tmp_path, changes):
     start = with_lora(tmp_path)
-    pipe = build("sd").double()
+    pipe = build("sd").to(torch.float64)
     load_lora(pipe, start)
     session = open_session(small_config(tmp_path, **changes), reward=brightness, pipe=pipe)
     part = loss_of(session.config)(session, 0, range(session.config.batch_size))
@@ -135,9 +135,9 @@ def test_the_reference_of_a_lora_that_is_trained_further_is_the_model_without_it
     start = with_lora(tmp_path)
     (tmp_path / "hand").mkdir()
     config = small_config(tmp_path, lora=(start,), kl_weight=1.0)
-    further = open_session(config, reward=brightness, pipe=build("sd").double())
+    further = open_session(config, reward=brightness, pipe=build("sd").to(torch.float64))
     config = small_config(tmp_path / "hand", kl_weight=1.0)
-    plain = open_session(config, reward=brightness, pipe=build("sd").double())
+    plain = open_session(config, reward=brightness, pipe=build("sd").to(torch.float64))
     assert batch_loss(plain, 0, range(2)).kl == 0
     trained = dict(plain.pipe.unet.named_parameters())
     for name, parameter in further.pipe.unet.named_parameters():
@@ -149,7 +149,7 @@ def test_the_reference_of_a_lora_that_is_trained_further_is_the_model_without_it
 
 
 def test_a_scale_that_the_model_is_given_is_the_same_for_images_and_pairs(tmp_path):
-    pipe = build("lcm").double()
+    pipe = build("lcm").to(torch.float64)
     seen = []
     pipe.unet.register_forward_pre_hook(
         lambda module, args, kwargs: seen.append(kwargs["timestep_cond"]), with_kwargs=True
