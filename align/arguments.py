@@ -92,6 +92,7 @@ def _with_markers(kind: type[ConfigT]) -> type[ConfigT]:
     marked: Any = dataclasses.make_dataclass(
         kind.__name__, fields, bases=(kind,), frozen=True, kw_only=True
     )
+    marked.__dataclass_fields__.pop("filled", None)  # no option: dataclasses.replace uses it
     return marked
 
 

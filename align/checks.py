@@ -3,7 +3,7 @@
 import dataclasses
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any, Literal, TypeVar
 
@@ -39,6 +39,30 @@ def check(
             value = getattr(config, name)
             if value is not None and not holds(value):
                 raise ValueError(f"{name} is {value}; it must be {meaning}")
+
+
+def fill_in(
+    config: Any, presets: Mapping[str, Mapping[str, Any]], filled: Mapping[str, Any] | None
+) -> None:
+    """Give the fields that the caller did not the values of `config.preset`.
+
+    `config.given` are the constructor's arguments. `filled` is what the config that this one
+    replaces had been given by its own preset and the defaults (`dataclasses.replace` hands on
+    every field): where an argument is still that value, the caller did not give it.
+
+    Raises ValueError for a preset that is not among `presets`.
+    """
+    if config.preset is not None and config.preset not in presets:
+        raise ValueError(f"preset is {config.preset!r}; {one_of(config.preset, presets)}")
+    values, before = presets.get(config.preset or "", {}), dict(filled or {})
+    own: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        name = field.name
+        given = name in config.given and (name not in before or config.given[name] != before[name])
+        if not given and name != "preset":
+            own[name] = values.get(name, field.default)
+            object.__setattr__(config, name, own[name])
+    object.__setattr__(config, "filled", own)
 
 
 def imply_out(config: Any) -> None:

@@ -61,11 +61,12 @@ def train(args: list[str]) -> None:
         if not all(finding.passed for finding in findings):
             raise RuntimeError("the self-check found a fault")
         return
+    from align.processes import is_first
     from align.train import train as run
     from align.training.report import summary
 
     folder = run(config).out
-    if os.environ.get("RANK", "0") == "0":  # one of several processes speaks
+    if is_first():  # one of several processes speaks
         print(summary(folder))
 
 

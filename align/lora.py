@@ -6,7 +6,7 @@ so the pipeline stays a plain diffusers pipeline. Files are `align.lora_files`' 
 
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -125,8 +125,12 @@ def save_lora(pipe: Any, folder: str | Path, metadata: dict[str, str] | None = N
 
 @contextmanager
 def lora_disabled(pipe: Any) -> Iterator[None]:
-    """The base model, for as long as the context lasts."""
-    with _disabled(pipe, lora_layers(pipe)):
+    """The model without the LoRA that `add_lora` made, for as long as the context lasts.
+
+    A LoRA that the pipeline had before stays on. Where the trained one began as another (`start`),
+    that is part of it and off as well.
+    """
+    with _without(pipe, lora_layers(pipe), {TRAINED}):
         yield
 
 
@@ -146,7 +150,7 @@ def lora_merged(pipe: Any) -> Iterator[None]:
                 if adapter in layer.lora_A:
                     delta = layer.get_delta_weight(adapter).detach()
                     weight.data = (weight.data + delta).to(weight.dtype)
-        with _disabled(pipe, layers):
+        with _without(pipe, layers):
             yield
     finally:
         for weight, data in zip(bases, kept, strict=True):
@@ -154,17 +158,18 @@ def lora_merged(pipe: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _disabled(pipe: Any, layers: Sequence[Any]) -> Iterator[None]:
-    """These layers without their adapters."""
+def _without(pipe: Any, layers: Sequence[Any], adapters: Set[str] | None = None) -> Iterator[None]:
+    """These layers without their adapters of these names (None: without any)."""
     trainable = [p for p in denoiser_module(pipe).parameters() if p.requires_grad]
-    for layer in layers:
-        layer.enable_adapters(False)
+    active = [list(layer.active_adapters) for layer in layers]
+    for layer, names in zip(layers, active, strict=True):
+        layer.set_adapter([n for n in names if adapters is not None and n not in adapters])
     try:
         yield
     finally:
-        for layer in layers:
-            layer.enable_adapters(True)
-        _freeze(pipe)  # enabling makes every active adapter trainable
+        for layer, names in zip(layers, active, strict=True):
+            layer.set_adapter(names)
+        _freeze(pipe)  # setting makes every active adapter trainable
         for parameter in trainable:
             parameter.requires_grad_(True)
 

@@ -39,8 +39,12 @@ def open_run(
 ) -> Path:
     """Make the run's folder (default runs/COMMAND-TIME), write its run.json, return its path.
 
+<<<<<<< HEAD
     `ran` are further keys of run.json: what the settings came to, such as the scheduler's class.
 
+=======
+    With `resume` an existing run.json stays as it is; `record_resume` goes on with it.
+>>>>>>> training
     Raises ValueError where the folder is not empty and neither `overwrite` nor `resume` is given,
     or where `overwrite` would delete a folder that no run has written.
     """
@@ -51,8 +55,33 @@ def open_run(
         shutil.rmtree(item) if item.is_dir() and not item.is_symlink() else item.unlink()
     with clear_disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
+<<<<<<< HEAD
     write_json(folder / "run.json", describe_run(config, command) | ran)
+=======
+    if not (resume and (folder / "run.json").is_file()):
+        write_json(folder / "run.json", describe_run(config, command))
+>>>>>>> training
     return folder
+
+
+def record_resume(folder: Path, config: Any, step: int) -> None:
+    """Let run.json say that a run goes on after `step` updates with this configuration.
+
+    What it said before goes to its list `earlier`: when that part began, the step it is kept
+    until, and the settings that were others.
+    """
+    former = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    described = finite(describe_run(config, former["command"]))
+    if step:
+        changed = {
+            name: value
+            for name, value in former["config"].items()
+            if name not in _PLACE and described["config"].get(name) != value
+        }
+        part = {name: former.get(name) for name in ("started", "arguments", "git_commit")}
+        part |= {"until_step": step, "config": changed}
+        described["earlier"] = [*former.get("earlier", ()), part]
+    write_json(folder / "run.json", described)
 
 
 def check_folder(

@@ -4,19 +4,10 @@
 """
 
 import logging
-import math
-import signal
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import torch
-from accelerate.utils import broadcast_object_list
-from tqdm import tqdm
 
 from align.config import TrainConfig
 from align.lora import save_lora
@@ -28,13 +19,16 @@ from align.training.checkpoints import (
     resume,
     save_checkpoint,
 )
+from align.training.groups import nothing_differed
 from align.training.judge import HeldOutJudge
+from align.training.loop import run_updates
 from align.training.pictures import score_pictures
 from align.training.preferences import loss_of
 from align.training.report import model_card, write_report
 from align.training.runs import Run, start_trackers
 from align.training.session import name_given, open_session, trained_reward
-from align.training.update import Diverged, Interrupted, train_step
+from align.training.stopping import clear_memory_errors, stop_signals
+from align.training.update import train_step
 
 log = logging.getLogger(__name__)
 OnStep = Callable[[dict[str, Any]], object]
@@ -114,6 +108,8 @@ def _begin(session: Run, judge: HeldOutJudge | None) -> None:
     """Resume if asked; else draw and judge the model as it is."""
     if session.config.resume is not None and resume(session):
         log.info("resumed at step %d of %d", session.done, session.config.steps)
+        if judge is not None:
+            judge.check_resumed(session)
     main, course = session.accelerator.is_main_process, session.course
     if main:
         drop_metrics_after(session.folder, session.done)
@@ -135,37 +131,23 @@ def _fit(session: Run, judge: HeldOutJudge | None, step: Step, on_step: OnStep |
     """The updates. Whatever ends them, what has been reached is saved."""
     if judge is not None and judge.gave_up(session):
         return
-    c, main, started = session.config, session.accelerator.is_main_process, time.monotonic()
-    bar = tqdm(total=c.steps, initial=session.done, unit="step", disable=not main)
-    try:
-        while session.done < c.steps:
-            record = step(session.done)
-            session.done += 1
-            record |= _look(session, judge)
-            ended = judge is not None and judge.gave_up(session)
-            if main:
-                _log(session, record)
-                bar.set_postfix(reward=f"{record['reward']:.4g}", refresh=False)
-                bar.update()
-                if _due(session, c.checkpoint_every):
-                    _save(session)
-                ended |= on_step is not None and on_step(record) is True
-                ended |= time.monotonic() - started > 60 * (c.max_minutes or math.inf)
-            if broadcast_object_list([ended])[0]:
-                break
-    except (Exception, Interrupted) as error:
-        if main:
+
+    def look(record: dict[str, Any]) -> bool:
+        record |= _look(session, judge)
+        return judge is not None and judge.gave_up(session)
+
+    def tell(record: dict[str, Any]) -> bool:
+        _log(session, record)
+        return on_step is not None and on_step(record) is True
+
+    run_updates(session, step, save=lambda: _save(session), look=look, tell=tell, shown="reward")
+    if nothing_differed(session):
+        if session.accelerator.is_main_process:
             _save(session)
-        if isinstance(error, Interrupted | Diverged):  # which all processes have met
-            session.accelerator.wait_for_everyone()
-        if isinstance(error, Diverged):
-            raise Diverged(
-                f"stopped at step {session.done + 1}: {error}; what was reached at step "
-                f"{session.done} is saved in {session.folder}"
-            ) from error
-        raise
-    finally:
-        bar.close()
+        raise ValueError(
+            f"in none of {session.done} updates did the reward tell two images of a prompt apart: "
+            "nothing was learned"
+        )
 
 
 def _look(session: Run, judge: HeldOutJudge | None) -> dict[str, Any]:
@@ -223,43 +205,3 @@ def _save(session: Run) -> None:
 
 def _due(session: Run, every: int) -> bool:
     return every > 0 and session.done % every == 0
-
-
-@contextmanager
-def stop_signals() -> Iterator[Callable[[], bool]]:
-    """Turn the first SIGINT or SIGTERM into a request that the update under way looks for; a
-    second one interrupts at once. Outside the main thread signals are left alone."""
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked.is_set
-        return
-
-    def on_signal(number: int, frame: object) -> None:
-        if asked.is_set():
-            raise KeyboardInterrupt
-        asked.set()
-
-    former = {
-        number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
-        yield asked.is_set
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
-
-
-@contextmanager
-def clear_memory_errors() -> Iterator[None]:
-    """Say what to lower where memory runs out."""
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        known = ("out of memory", "not enough memory", "can't allocate memory")
-        if isinstance(error, RuntimeError) and not any(k in str(error).lower() for k in known):
-            raise
-        raise MemoryError(
-            "out of memory; lower --micro-batch-size, keep fewer steps with --grad-window (1 needs "
-            "least), leave --checkpointing on, try --cache-embeddings, --vae-tiling and --offload, "
-            "lower --height and --width, or name your card's size with --memory"
-        ) from error

@@ -1,9 +1,9 @@
 """The settings of `align train`. Standard library only; import it from `align.config`."""
 
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
 from typing import Any, Literal
 
-from align.checks import Attention, Dtype, check, imply_out, one_of
+from align.checks import Attention, Dtype, check, fill_in, imply_out
 from align.presets import PRESETS
 from align.training.windows import parse_window
 
@@ -147,19 +147,17 @@ class TrainConfig:
     overwrite: bool = False
     """Replace a run folder that is not empty."""
 
+    filled: InitVar[dict[str, Any] | None] = None  # for dataclasses.replace alone
+
     def __new__(cls, **given: Any):
-        """Remember which fields were given: a preset fills only the others."""
+        """Remember what was given: a preset fills only the rest."""
         config = super().__new__(cls)
-        object.__setattr__(config, "_given", frozenset(given))
+        object.__setattr__(config, "given", given)
         return config
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, filled: dict[str, Any] | None) -> None:
         """Apply the preset; raise ValueError where a value is out of range."""
-        if self.preset is not None and self.preset not in PRESETS:
-            raise ValueError(f"preset is {self.preset!r}; {one_of(self.preset, PRESETS)}")
-        for name, value in PRESETS.get(self.preset or "", {}).items():
-            if name not in self._given:  # pyright: ignore[reportAttributeAccessIssue]
-                object.__setattr__(self, name, value)
+        fill_in(self, PRESETS, filled)
         check(
             self,
             at_least_1=("steps", "batch_size", "micro_batch_size", "lora_rank"),
@@ -199,3 +197,6 @@ class TrainConfig:
                     f"{name} is {images}; it must be a multiple of group_size, "
                     f"which is {self.group_size}"
                 )
+
+
+del TrainConfig.__annotations__["filled"]  # it is no setting

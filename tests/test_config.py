@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from align.arguments import parse
 from align.checks import choices, from_dict, to_dict
 from align.config import (
     GenerateConfig,
@@ -16,6 +17,7 @@ from align.config import (
     OptimizeRunConfig,
     TrainConfig,
 )
+from align.nar.config import NarTrainConfig
 from align.presets import PRESETS
 
 KINDS = [GenerateConfig, LoraFilesConfig, OptimizeConfig, OptimizeRunConfig, TrainConfig]
@@ -133,6 +135,27 @@ def test_given_values_win_over_a_preset_even_where_they_are_the_default():
     assert dataclasses.replace(config, weight_decay=1e-4).weight_decay == 1e-4
     with pytest.raises(ValueError, match="did you mean alignprop"):
         TrainConfig(preset="aligprop")
+
+
+def test_another_preset_replaces_what_the_former_one_filled_in_and_nothing_else():
+    embedded = TrainConfig(preset="embedded", batch_size=4)
+    assert dataclasses.replace(embedded, preset="trl") == TrainConfig(preset="trl", batch_size=4)
+    plain = TrainConfig(preset="embedded")
+    assert dataclasses.replace(plain, preset="trl", steps=7) == TrainConfig(preset="trl", steps=7)
+    assert dataclasses.replace(plain, preset="trl").batch_size == 1
+    assert dataclasses.replace(plain, preset=None) == TrainConfig()
+    twice = dataclasses.replace(dataclasses.replace(plain, seed=3), preset="trl")
+    assert twice == TrainConfig(preset="trl", seed=3)
+
+
+def test_given_values_win_over_the_preset_of_a_nar_model():
+    given = {"width": 128, "batch_size": 16}  # the defaults
+    config = NarTrainConfig(preset="paper", **given)
+    assert (config.width, config.batch_size, config.num_layers) == (128, 16, 12)
+    assert dataclasses.replace(NarTrainConfig(preset="paper"), preset=None) == NarTrainConfig()
+    arguments = ["--preset", "paper", "--width", "128", "--batch-size", "16"]
+    assert parse(NarTrainConfig, arguments, "nar train") == config
+    assert from_dict(NarTrainConfig, to_dict(config)) == config
 
 
 FIELDS = (

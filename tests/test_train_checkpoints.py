@@ -1,6 +1,7 @@
 """Checkpoints: resuming bit for bit, torn ones, other runs' ones."""
 
 import errno
+import json
 import logging
 import shutil
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny import build
-from train_helpers import brightness, small_config
+from train_helpers import LORA, brightness, small_config
 
 from align.run import read_metrics
 from align.train import train
@@ -34,7 +35,7 @@ RICH = {
 
 
 def go(folder, on_step=None, function=brightness, **changes):
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     config = small_config(folder, **RICH | changes)
     return train(config, reward=function, pipe=build("sd"), on_step=on_step)
 
@@ -141,7 +142,82 @@ def test_other_settings_are_told(uninterrupted, tmp_path, caplog):
         go(tmp_path, seed=1, learning_rate=0.5, **settings)
     said = "resumed with other settings (learning_rate 0.01, now 0.5, seed 0, now 1)"
     assert said in caplog.text
-    assert "the optimizer keeps its learning rate" in caplog.text
+
+
+def test_every_setting_that_changes_results_is_told(tmp_path, caplog):
+    go(tmp_path, steps=1)
+    changes = {
+        "negative_prompt": "a dog", "height": 24, "width": 24, "detach_uncond": True,
+        "guidance_scale": 3.0, "ema_decay": 0.5, "dtype": "float32", "vae_tiling": True,
+    }  # fmt: skip
+    harmless = {"checkpoint_every": 2, "sample_every": 7, "micro_batch_size": 1, "offload": True}
+    again = {"out": None, "resume": str(tmp_path / "run"), "steps": 1}
+    with caplog.at_level(logging.WARNING):
+        go(tmp_path, **changes, **harmless, **again)
+    (said,) = [line for line in caplog.text.splitlines() if "other settings" in line]
+    for name in changes:
+        assert f"{name} " in said
+    for name in harmless:
+        assert name not in said
+
+
+def test_prompts_are_known_by_what_the_file_holds(tmp_path, caplog):
+    go(tmp_path, steps=1)
+    again = {"out": None, "resume": str(tmp_path / "run"), "steps": 1}
+    moved = tmp_path / "moved.txt"
+    shutil.copy(tmp_path / "prompts.txt", moved)
+    with caplog.at_level(logging.WARNING):
+        go(tmp_path, **again, prompts=str(moved))
+        assert "other settings" not in caplog.text
+        moved.write_text("another")
+        go(tmp_path, **again, prompts=str(moved))
+    assert "resumed with other settings (prompts holds other things)" in caplog.text
+
+
+def test_a_judge_by_other_prompts_is_refused(tmp_path):
+    held_out = tmp_path / "held_out.txt"
+    held_out.write_text("one\ntwo\n")
+    settings = {"steps": 1, "judge_prompts": str(held_out)}
+    go(tmp_path, **settings)
+    held_out.write_text("one\nthree\n")
+    with pytest.raises(ValueError, match="was judged by other prompts than"):
+        go(tmp_path, **settings, out=None, resume=str(tmp_path / "run"))
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_a_longer_run_has_the_learning_rates_of_one_that_was_so_from_the_start(tmp_path, schedule):
+    settings = {"lr_schedule": schedule, "warmup_steps": 0, "judge": None, "judge_prompts": None}
+    long = go(tmp_path / "long", **settings, steps=6).metrics
+    go(tmp_path / "cut", **settings, steps=3)
+    again = {"out": None, "resume": str(tmp_path / "cut" / "run"), "steps": 6}
+    cut = go(tmp_path / "cut", **settings, **again).metrics
+    assert [record["lr"] for record in cut[3:]] == [record["lr"] for record in long[3:]]
+    assert cut[3]["lr"] == pytest.approx(0.01 / 2)  # both schedules at half
+
+
+def test_run_json_says_what_ran(tmp_path):
+    go(tmp_path, steps=2, lr_schedule="constant", warmup_steps=0)
+    again = {"out": None, "resume": str(tmp_path / "run")}
+    changes = {"learning_rate": 1e-5, "weight_decay": 0.3, "lr_schedule": "constant"}
+    records = go(tmp_path, **again, **changes, warmup_steps=0, steps=3).metrics
+    described = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert [record["lr"] for record in records] == [0.01, 0.01, 1e-5]
+    assert described["config"]["learning_rate"] == records[-1]["lr"]
+    (part,) = described["earlier"]
+    assert part["until_step"] == 2
+    assert part["config"] == {"learning_rate": 0.01, "weight_decay": 1e-4, "steps": 2}
+    optimizer = torch.load(
+        list_checkpoints(tmp_path / "run")[0] / "optimizer.pt", weights_only=True
+    )
+    assert optimizer["param_groups"][0]["weight_decay"] == 0.3
+
+
+def test_an_average_that_begins_late_begins_at_the_present_weights(tmp_path):
+    go(tmp_path, steps=2, ema_decay=None)
+    again = {"out": None, "resume": str(tmp_path / "run")}
+    go(tmp_path, **again, steps=2, ema_decay=0.9)
+    average, last = (load_file(tmp_path / "run" / name / LORA) for name in ("lora-ema", "lora"))
+    assert all(torch.equal(average[name], last[name]) for name in last)
 
 
 def test_a_torn_checkpoint_does_not_outlive_whole_ones(uninterrupted, tmp_path):

@@ -24,7 +24,8 @@ PLACE = ("out", "overwrite", "resume", "device", "allow_busy")
 
 def process() -> tuple[int, int]:
     """(this process's number, how many there are), as torchrun and accelerate launch say."""
-    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    return int(os.environ.get("RANK", "0")) if world > 1 else 0, world
 
 
 def open_shared_run(config: Any, command: str, **ran: Any) -> Path:

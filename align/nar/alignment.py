@@ -6,7 +6,6 @@ an update's images are drawn, scored and turned into a loss (`align.nar.policy`)
 
 import dataclasses
 import json
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,8 +14,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.utils import broadcast_object_list, set_seed
+from accelerate.utils import broadcast_object_list
 from diffusers.optimization import get_scheduler
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
@@ -32,15 +30,18 @@ from align.nar.load import load_nar_pipeline
 from align.nar.losses import inner_update
 from align.nar.pipeline import POLICY_KEY
 from align.precision import fast_bfloat16
+from align.processes import open_accelerator
 from align.prompts import PromptSet, draw_prompts, training_prompts
 from align.rewards import load_reward
 from align.run import check_folder, open_run
-from align.train import OnStep, TrainResult, carry_out, clear_memory_errors, stop_signals
+from align.train import OnStep, TrainResult, carry_out
 from align.training.checkpoints import refuse_other_run
+from align.training.groups import flat_share
 from align.training.judge import HeldOutJudge
 from align.training.runs import check_services
+from align.training.seeding import seeded
 from align.training.session import SCHEDULES, reward_name
-from align.training.update import Diverged, agree
+from align.training.stopping import Diverged, agree, clear_memory_errors, stop_signals
 from align.training.windows import image_seed
 
 LORA_TARGETS = ("attention.qkv", "attention.out", "ffn.gate", "ffn.up", "ffn.down")
@@ -64,6 +65,7 @@ class NarSession:
     scale: Any = None
     done: int = 0
     saved: int = -1
+    skipped: int = 0
     course: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -141,9 +143,9 @@ def open_session(config: NarAlignConfig, *, reward: Any = None, pipe: Any = None
     reward.eval().requires_grad_(False)
     if pipe is None:
         pipe = load_nar_pipeline(config.model, accelerator.device, "float32")
-    torch.manual_seed(config.seed)  # the LoRA's first weights
     targets = config.lora_targets or LORA_TARGETS
-    parameters = add_lora(pipe, config.lora_rank, config.lora_alpha, targets, start=config.lora)
+    with seeded(config.seed):  # the LoRA's first weights
+        parameters = add_lora(pipe, config.lora_rank, config.lora_alpha, targets, start=config.lora)
     # once, or the first drawing would change the layout, and with it the last bits, in mid-run
     lay_out_for_decoding(pipe.transformer.eval())
     optimizer = torch.optim.AdamW(
@@ -169,10 +171,8 @@ def open_session(config: NarAlignConfig, *, reward: Any = None, pipe: Any = None
 
 def make_accelerator(config: NarAlignConfig, pipe: Any = None) -> Accelerator:
     """Accelerate's processes. ValueError where the groups cannot be shared out."""
-    # a run before in this process may have had another device
-    AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
     device = torch_device(config.device) if pipe is None else pipe.transformer.device
-    accelerator = Accelerator(
+    accelerator = open_accelerator(
         cpu=device.type == "cpu",
         mixed_precision=config.mixed_precision or ("bf16" if fast_bfloat16(device.type) else "no"),
         log_with=None if config.tracker == "none" else config.tracker,
@@ -214,7 +214,7 @@ def draw_ids(
 def sample_groups(session: NarSession, update: int) -> Sampled:
     """Draw and score this process's groups of an update.
 
-    Raises Diverged where a score is not finite, ValueError where the reward is constant.
+    Raises Diverged where a score is not finite.
     """
     c, pipe = session.config, session.pipe
     share = c.batch_size // c.group_size // session.accelerator.num_processes
@@ -254,40 +254,31 @@ def align_step(
     """One update: draw groups, score them, step the optimizer; its record for metrics.jsonl.
 
     The weights are untouched if it raises before the first optimizer step: Diverged for what is
-    not finite, Interrupted once `stop_asked()` in any process, ValueError for a constant reward.
+    not finite, Interrupted once `stop_asked()` in any process.
     """
-    c, started = session.config, time.perf_counter()
-    set_seed(image_seed("update", c.seed, update, session.accelerator.process_index) % 2**32)
-    fault, sampled = None, None
-    try:
-        sampled = sample_groups(session, update)
-    except Diverged as error:
-        fault = error
-    agree(session, fault, stop_asked())
-    assert sampled is not None  # agree has raised otherwise
-    gather: Any = session.accelerator.gather
-    everyone = gather(sampled.scores)
-    if update == 0 and everyone.amax() == everyone.amin():
-        raise ValueError(
-            f"the reward gives all {len(everyone)} images of the first update the score "
-            f"{everyone[0].item():.4g}: there is nothing to learn from"
-        )
+    c, started, accelerator = session.config, time.perf_counter(), session.accelerator
     learning_rate, old, figures = session.optimizer.param_groups[0]["lr"], [], []
-    for _ in range(c.inner_updates):
-        figures.append(inner_update(session, sampled, old))
+    with seeded(image_seed("update", c.seed, update, accelerator.process_index)):
+        fault, sampled = None, None
+        try:
+            sampled = sample_groups(session, update)
+        except Diverged as error:
+            fault = error
+        agree(accelerator, fault, stop_asked())
+        assert sampled is not None  # agree has raised otherwise
+        for _ in range(c.inner_updates):
+            figures.append(inner_update(session, sampled, old))
     session.schedule.step()
-    spread = sampled.scores.view(-1, c.group_size)
-    flat = (spread.amax(1) == spread.amin(1)).float()
+    gather: Any = accelerator.gather
+    everyone = gather(sampled.scores)
     record: dict[str, Any] = {
         "reward": everyone.mean().item(),
         "reward_std": everyone.std(correction=0).item(),
         "terms": {name: gather(score).mean().item() for name, score in sampled.terms.items()},
-        "flat_groups": gather(flat).mean().item(),
+        "flat_groups": flat_share(session, everyone, c.group_size),
     }
     for name in figures[0]:
-        values = torch.tensor([f[name] for f in figures], device=session.accelerator.device)
+        values = torch.tensor([f[name] for f in figures], device=accelerator.device)
         record[name] = gather(values).mean().item()
-    if not math.isfinite(record["loss"]):
-        raise Diverged(f"the loss is {record['loss']}")
     seconds = time.perf_counter() - started
     return {"step": update + 1, **record, "lr": learning_rate, "seconds": seconds}

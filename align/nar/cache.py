@@ -1,5 +1,6 @@
-"""Pictures tokenized once, before training."""
+"""Pictures tokenized once, before training; hashes to know data and tokenizers by."""
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import torch
 from jaxtyping import Int
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from align.files import atomic_path
 from align.nar.data import Picture, fingerprint, load_pixels
@@ -45,3 +46,22 @@ def _tokenize(
         if flip:
             views[1].append(image_tokenizer.encode(images.flip(-1)).int().cpu())
     return torch.stack([torch.cat(view) for view in views if view])
+
+
+def digest_of_pictures(pictures: list[Picture]) -> str:
+    """A hash of their names without folders, sizes of their files, labels and captions."""
+    digest = hashlib.sha256()
+    for picture in pictures:
+        file = Path(picture.name)
+        size = file.stat().st_size if file.is_file() else 0
+        digest.update(f"{file.name}|{size}|{picture.label}|{picture.caption}\n".encode())
+    return digest.hexdigest()
+
+
+def digest_of_weights(module: nn.Module) -> str:
+    """A hash of a module's parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, value in module.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()

@@ -1,7 +1,5 @@
 """The commands `align nar …`: nothing heavy is imported before one runs."""
 
-import os
-
 from align.arguments import parse
 from align.nar.config import (
     NarAlignConfig,
@@ -40,10 +38,11 @@ def nar_align(args: list[str]) -> None:
     """raise a reward on a NAR model: GRPO or DPO with a LoRA"""
     config = parse(NarAlignConfig, args, "nar align")
     from align.nar.alignment import align_nar
+    from align.processes import is_first
     from align.training.report import summary
 
     folder = align_nar(config).out
-    if os.environ.get("RANK", "0") == "0":  # one of several processes speaks
+    if is_first():  # one of several processes speaks
         print(summary(folder))
 
 

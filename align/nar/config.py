@@ -1,10 +1,10 @@
 """The settings of `align nar …`, as frozen dataclasses. Standard library only."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
 from typing import Any, Literal
 
-from align.checks import check, imply_out
+from align.checks import check, fill_in, imply_out
 from align.nar.align_config import NarAlignConfig as NarAlignConfig
 from align.nar.convert_config import NarConvertConfig as NarConvertConfig
 
@@ -238,13 +238,17 @@ class NarTrainConfig:
     """Replace a run folder that is not empty."""
     resume: str | None = None
     """Continue the run in this folder, bit-exactly."""
+    filled: InitVar[dict[str, Any] | None] = None  # for dataclasses.replace alone
 
-    def __post_init__(self) -> None:
-        """Fill in the preset; raise ValueError where a value is out of range."""
-        if self.preset is not None:
-            for name, value in PRESETS[self.preset].items():
-                if getattr(self, name) == getattr(NarTrainConfig, name):
-                    object.__setattr__(self, name, value)
+    def __new__(cls, **given: Any):
+        """Remember what was given: a preset fills only the rest."""
+        config = super().__new__(cls)
+        object.__setattr__(config, "given", given)
+        return config
+
+    def __post_init__(self, filled: dict[str, Any] | None) -> None:
+        """Apply the preset; raise ValueError where a value is out of range."""
+        fill_in(self, PRESETS, filled)
         counts = ("text_tokens", "width", "num_layers", "num_heads", "steps", "batch_size")
         more = ("micro_batch_size", "checkpoint_every", "keep_checkpoints", "threads")
         check(self, at_least_1=(*counts, *more))
@@ -258,6 +262,7 @@ class NarTrainConfig:
         imply_out(self)
 
 
+del NarTrainConfig.__annotations__["filled"]  # it is no setting
 # The paper's class-conditional recipe (section 4.1 and the authors' script, model B): 300 epochs
 # of ImageNet at batch 256.
 PRESETS: dict[str, dict[str, Any]] = {

@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from align.nar.cache import cached_tokens
+from align.nar.cache import cached_tokens, digest_of_pictures, digest_of_weights
+from align.nar.checkpoints import resume
 from align.nar.config import NarConvertConfig, NarTrainConfig, parse_grid
 from align.nar.data import Picture, find_pictures
-from align.nar.fit import Fit, make_accelerator, make_fit, open_folder, resume, run_fit
+from align.nar.fit import Fit, make_accelerator, make_fit, open_folder, run_fit
 from align.nar.llamagen import load_llamagen_tokenizer
 from align.nar.load import load_nar_pipeline
 from align.nar.model import NARTransformer2DModel
@@ -26,6 +27,7 @@ from align.nar.reference import load_reference
 from align.nar.scheduler import NARScheduler
 from align.nar.train import Conditions, Trained, decay_groups, draw_samples, make_loss
 from align.run import check_folder, open_run
+from align.training.seeding import seeded
 
 
 def convert_raster(raster: NARTransformer2DModel, branch_depth: int = 1) -> NARTransformer2DModel:
@@ -73,13 +75,13 @@ def convert_nar(config: NarConvertConfig) -> Path:
 
     Raises:
         ValueError, FileNotFoundError: a model, data or settings that do not fit.
-        Diverged: the loss is not finite.
+        Diverged: the loss or the gradient is not finite.
         KeyboardInterrupt: after saving.
     """
     check_folder(config.out, config.overwrite, config.resume)
     pipe = load_raster(config)
-    torch.manual_seed(config.seed)  # the gate's first layer
-    transformer = convert_raster(pipe.transformer, config.branch_depth)
+    with seeded(config.seed):  # the gate's first layer
+        transformer = convert_raster(pipe.transformer, config.branch_depth)
     if not config.steps:
         folder = open_run(config.out, config, config.overwrite, command="nar convert")
         with_transformer(pipe, transformer).save_pretrained(folder / "pipeline")
@@ -97,9 +99,12 @@ def convert_nar(config: NarConvertConfig) -> Path:
     pipe.image_tokenizer.to(accelerator.device)
     tokens = cached_tokens(folder, pictures, pipe.image_tokenizer, config.flip, accelerator)
     trained = Trained(transformer, None if conditions.frozen else conditions.encoder)
-    fit = make_fit(
-        settings, folder, accelerator, trained, make_groups(config, trained), len(pictures)
-    )
+    contents = {
+        "data": digest_of_pictures(pictures),
+        "tokenizer": digest_of_weights(pipe.image_tokenizer),
+    }
+    groups = make_groups(config, trained)
+    fit = make_fit(config, folder, accelerator, trained, groups, len(pictures), contents)
     if config.resume is not None:
         resume(fit)
     set_stage(config, fit)

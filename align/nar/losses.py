@@ -18,7 +18,8 @@ from align.nar.policy import (
     policy_logits,
     token_log_probs,
 )
-from align.training.update import Diverged
+from align.training.optimizer import step_optimizer
+from align.training.stopping import Diverged, agree
 
 
 def inner_update(session: Any, sampled: Any, old: list[Tensor]) -> dict[str, float]:
@@ -35,15 +36,12 @@ def inner_update(session: Any, sampled: Any, old: list[Tensor]) -> dict[str, flo
     session.optimizer.zero_grad()
     backward = grpo_backward if c.method == "grpo" else dpo_backward
     figures = backward(session, sampled, old)
+    value = figures["loss"]
+    agree(accelerator, None if math.isfinite(value) else Diverged(f"the loss is {value}"), False)
     for parameter in session.parameters:
         gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         parameter.grad = accelerator.reduce(gradient, reduction="mean")
-    limit = c.max_grad_norm or math.inf
-    norm = float(torch.nn.utils.clip_grad_norm_(session.parameters, limit))
-    if not math.isfinite(norm + figures["loss"]):
-        raise Diverged(f"the loss is {figures['loss']}, the gradient's norm {norm}")
-    session.optimizer.step()
-    session.optimizer.zero_grad()
+    norm, _ = step_optimizer(session, session.parameters, c.max_grad_norm)
     return figures | {"grad_norm": norm}
 
 

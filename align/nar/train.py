@@ -12,10 +12,11 @@ import torch.nn.functional as F
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from align.nar.cache import cached_tokens
+from align.nar.cache import cached_tokens, digest_of_pictures, digest_of_weights
+from align.nar.checkpoints import resume
 from align.nar.config import NarTrainConfig, parse_grid
 from align.nar.data import Picture, find_pictures
-from align.nar.fit import Fit, make_accelerator, make_fit, open_folder, resume, run_fit
+from align.nar.fit import Fit, make_accelerator, make_fit, open_folder, run_fit
 from align.nar.llamagen import LlamaGenTokenizer
 from align.nar.model import NARTransformer2DModel
 from align.nar.pipeline import NARPipeline
@@ -23,6 +24,7 @@ from align.nar.scheduler import NARScheduler
 from align.nar.text import encode_texts, frozen_encoder, learn_words, small_encoder
 from align.nar.tokenizer import ImageTokenizer
 from align.run import check_folder, image_grid, save_image
+from align.training.seeding import seeded
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +67,7 @@ def train_nar(config: NarTrainConfig) -> Path:
 
     Raises:
         ValueError, FileNotFoundError: data, tokenizer or settings that do not fit.
-        Diverged: the loss is not finite.
+        Diverged: the loss or the gradient is not finite.
         KeyboardInterrupt: after saving.
     """
     check_folder(config.out, config.overwrite, config.resume)
@@ -75,15 +77,19 @@ def train_nar(config: NarTrainConfig) -> Path:
         grid = "x".join(str(side) for side in image_tokenizer.grid_shape)
         raise ValueError(f"grid is {config.grid}, but the tokenizer makes {grid} tokens")
     accelerator = make_accelerator(config)
-    torch.manual_seed(config.seed)
-    conditions = make_conditions(config, pictures)
-    transformer = make_transformer(config, image_tokenizer, conditions)
+    with seeded(config.seed):
+        conditions = make_conditions(config, pictures)
+        transformer = make_transformer(config, image_tokenizer, conditions)
+    contents = {
+        "data": digest_of_pictures(pictures),
+        "tokenizer": digest_of_weights(image_tokenizer),
+    }
     folder = open_folder(config, accelerator, "nar train")
     image_tokenizer.to(accelerator.device)
     tokens = cached_tokens(folder, pictures, image_tokenizer, config.flip, accelerator)
     trained = Trained(transformer, None if conditions.frozen else conditions.encoder)
     groups = decay_groups(trained, config.weight_decay)
-    fit = make_fit(config, folder, accelerator, trained, groups, len(pictures))
+    fit = make_fit(config, folder, accelerator, trained, groups, len(pictures), contents)
     if config.compile:
         transformer.compile_repeated_blocks()
     if config.resume is not None:

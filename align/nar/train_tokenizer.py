@@ -7,11 +7,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from align.nar.cache import digest_of_pictures
+from align.nar.checkpoints import resume
 from align.nar.config import NarTokenizerConfig
 from align.nar.data import Picture, find_pictures, load_pixels
-from align.nar.fit import Fit, make_accelerator, make_fit, open_folder, resume, run_fit
+from align.nar.fit import Fit, make_accelerator, make_fit, open_folder, run_fit
 from align.nar.tokenizer import ImageTokenizer
 from align.run import check_folder, image_grid, save_image
+from align.training.seeding import seeded
 
 log = logging.getLogger(__name__)
 MEMORY = 1 << 30  # bytes of decoded pictures to keep
@@ -24,18 +27,19 @@ def train_tokenizer(config: NarTokenizerConfig) -> Path:
 
     Raises:
         ValueError, FileNotFoundError: no pictures, unreadable ones, a folder that is in use.
-        Diverged: the loss is not finite.
+        Diverged: the loss or the gradient is not finite.
         KeyboardInterrupt: after saving.
     """
     check_folder(config.out, config.overwrite, config.resume)
     pictures = find_pictures(config.data)
     accelerator = make_accelerator(config)
-    torch.manual_seed(config.seed)
-    tokenizer = make_tokenizer(config)
+    with seeded(config.seed):
+        tokenizer = make_tokenizer(config)
     load = pixel_loader(pictures, config.image_size)
     folder = open_folder(config, accelerator, "nar tokenizer")
     groups = [{"params": list(tokenizer.parameters())}]
-    fit = make_fit(config, folder, accelerator, tokenizer, groups, len(pictures))
+    contents = {"data": digest_of_pictures(pictures)}
+    fit = make_fit(config, folder, accelerator, tokenizer, groups, len(pictures), contents)
     if config.resume is not None:
         resume(fit)
 

@@ -4,6 +4,7 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 
 import torch
@@ -40,7 +41,8 @@ def load_function(path: Path, name: str) -> Callable:
 class UserReward(nn.Module):
     """`function` with its result checked and turned into scores [b].
 
-    A module, so that `.to()` and `.double()` reach the weights of a function that has some.
+    It is handed copies: what it writes into them reaches nobody else. A module, so that `.to()`
+    and `.double()` reach the weights of a function that has some.
     """
 
     differentiable: bool
@@ -56,9 +58,9 @@ class UserReward(nn.Module):
     def forward(self, images: Tensor, prompts: list[str], metadata=None) -> Tensor:
         extra = ()
         if self.wants_metadata:
-            extra = ([{} for _ in prompts] if metadata is None else metadata,)
+            extra = ([{} for _ in prompts] if metadata is None else deepcopy(list(metadata)),)
         try:
-            result = self.function(images, prompts, *extra)
+            result = self.function(images.clone(), list(prompts), *extra)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:

@@ -1,9 +1,9 @@
 """Checkpoints of a run: written whole or not at all, the last few kept, resumed bit for bit.
 
-`checkpoints/step-N/` holds `lora.safetensors` (the trained weights, and their moving average),
-`optimizer.pt` (read with `weights_only`) and `checkpoint.json`: the step, what was trained,
-everything small, and the other files' checksums. Random numbers need no saving: each update's
-follow from the run's seed and its number.
+`checkpoints/step-N/` holds the weights as safetensors (of a LoRA run `lora.safetensors`, with
+their moving average), `optimizer.pt` (read with `weights_only`) and `checkpoint.json`: the step,
+what was trained, everything small, and the other files' checksums. Random numbers need no saving:
+each update's follow from the run's seed and its number.
 """
 
 import hashlib
@@ -12,104 +12,170 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from align.checks import to_dict
 from align.files import clear_disk_errors, write_atomic
-from align.run import read_metrics
+from align.prompts import PromptSet
+from align.run import read_metrics, record_resume
+from align.training.optimizer import restore_optimizer, restore_schedule
 from align.training.runs import Run
 
 log = logging.getLogger(__name__)
+# Of a LoRA run: with another value it would be another run, and is refused.
 IDENTITY = ("model", "reward", "lora_rank", "lora_alpha", "lora_targets", "optimizer", "method")
-# What may change in a resumed run, which is then no longer what the uninterrupted one had been.
-COURSE = (
-    "seed", "prompts", "batch_size", "grad_window", "num_inference_steps", "guidance_scale", "eta",
-    "learning_rate", "lr_schedule", "warmup_steps", "weight_decay", "max_grad_norm",
-    "max_step_grad_norm", "kl_weight", "ema_decay", "group_size", "pair_timesteps", "beta",
-    "normalize_rewards",
+# Of any run: what changes no result, rounding apart. Every other field may change in a resumed run,
+# which is then no longer what the uninterrupted one had been.
+HARMLESS = (
+    "out", "overwrite", "resume", "device", "threads", "tracker", "push_to_hub", "max_minutes",
+    "checkpoint_every", "keep_checkpoints", "sample_every", "micro_batch_size", "checkpointing",
+    "block_checkpointing", "cache_embeddings", "offload", "memory", "shard", "attention", "compile",
+    "term_gradients", "preset", "self_check", "dry_run",
+    "judge_prompts",  # the judge compares what they hold
 )  # fmt: skip
-JUDGED_BY = ("judge", "judge_prompts", "judge_images")
-FILES = ("lora.safetensors", "optimizer.pt")
+JUDGED_BY = ("judge", "judge_images")
 
 
-def save_checkpoint(session: Run) -> Path:
-    """Write the session's state as `checkpoints/step-N`; call it on the main process alone.
+def write_checkpoint(
+    run: Path,
+    config: Any,
+    step: int,
+    weights: Mapping[str, Mapping[str, Tensor]],
+    optimizer: Any,
+    state: Mapping[str, Any],
+    *,
+    identity: Sequence[str] = IDENTITY,
+) -> Path:
+    """Write `checkpoints/step-N` of a run's folder, and keep the newest `config.keep_checkpoints`.
 
+    `weights` are tensors by the name of their file, `state` is anything small that JSON can hold;
+    the settings named by `identity` are those that a resumed run must share.
     Raises OSError, leaving the earlier checkpoints, where the disk is full.
     """
-    folder = session.folder / "checkpoints" / f"step-{session.done}"
+    folder = run / "checkpoints" / f"step-{step}"
     part = folder.with_name(f".{folder.name}.part")
-    if session.saved == session.done:
-        return folder
     shutil.rmtree(part, ignore_errors=True)
     with clear_disk_errors(folder):
         try:
             part.mkdir(parents=True)
-            _write(session, part)
+            for name, tensors in weights.items():
+                save_file(dict(tensors), part / name)
+            torch.save(optimizer.state_dict(), part / "optimizer.pt")
+            files = (*weights, "optimizer.pt")
+            described = {
+                "step": step,
+                "identity": _settings(config, identity),
+                "settings": _settings(config, _course(config, identity)),
+                **state,
+                "sha256": {name: _sha256(part / name) for name in files},
+            }
+            text = json.dumps(described, indent=2) + "\n"
+            (part / "checkpoint.json").write_text(text, encoding="utf-8")
+            for name in (*files, "checkpoint.json"):
+                _sync(part / name)
+            _sync(part)
             shutil.rmtree(folder, ignore_errors=True)  # a torn one, which was passed over
             part.rename(folder)
             _sync(folder.parent)
         finally:
             shutil.rmtree(part, ignore_errors=True)
-    for old in list_checkpoints(session.folder)[session.config.keep_checkpoints :]:
+    for old in list_checkpoints(run)[config.keep_checkpoints :]:
         shutil.rmtree(old)
-    session.saved = session.done
     return folder
 
 
-def _write(session: Run, part: Path) -> None:
+def find_checkpoint(
+    run: Path, config: Any, *, identity: Sequence[str] = IDENTITY
+) -> tuple[Path, dict[str, Any]] | None:
+    """The newest whole checkpoint of a run's folder and its state; None where there is none yet.
+
+    A torn one is passed over with a warning. Raises ValueError where the checkpoint is of another
+    run (of another model, reward, LoRA), or all are torn.
+    """
+    folders = list_checkpoints(run)
+    for folder in folders:
+        state = read_checkpoint(folder)
+        if state is not None:
+            check_identity(config, state, run, identity=identity)
+            return folder, state
+    if folders:
+        raise ValueError(
+            f"no checkpoint of {run} is whole; start over with another --out or with --overwrite"
+        )
+    return None
+
+
+def drop_checkpoints_after(run: Path, step: int) -> None:
+    """Remove the torn checkpoints that were passed over."""
+    for folder in list_checkpoints(run):
+        if int(folder.name.removeprefix("step-")) > step:
+            shutil.rmtree(folder)
+
+
+def save_checkpoint(session: Run) -> None:
+    """Write the state of a LoRA run; call it on the main process alone."""
+    if session.saved == session.done:
+        return
     tensors = {f"lora.{i}": p.detach().contiguous() for i, p in enumerate(session.parameters)}
     ema = session.ema.state_dict() if session.ema else None
     if ema:
         shadows = ema.pop("shadow_params")
         tensors |= {f"ema.{i}": p.contiguous() for i, p in enumerate(shadows)}
-    save_file(tensors, part / "lora.safetensors")
-    torch.save(session.optimizer.state_dict(), part / "optimizer.pt")
     scaler = session.accelerator.scaler
     state = {
-        "step": session.done,
-        "identity": _identity(session.config),
-        "settings": _settings(session.config, (*COURSE, *JUDGED_BY)),
-        "schedule": {k: v for k, v in session.schedule.state_dict().items() if k != "lr_lambdas"},
+        "contents": {"prompts": digest_of(session.prompts)},
+        "schedule": {"last_epoch": session.schedule.last_epoch},
         "ema": ema,
         "scaler": scaler.state_dict() if scaler else None,
         "reward_moments": session.scale.moments if session.scale else None,
         "course": session.course,
-        "sha256": {name: _sha256(part / name) for name in FILES},
     }
-    (part / "checkpoint.json").write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
-    for name in (*FILES, "checkpoint.json"):
-        _sync(part / name)
-    _sync(part)
+    weights = {"lora.safetensors": tensors}
+    write_checkpoint(
+        session.folder, session.config, session.done, weights, session.optimizer, state
+    )
+    session.saved = session.done
 
 
 def resume(session: Run) -> bool:
-    """Load the newest whole checkpoint of the session's folder; False where there is none.
+    """Load the newest whole checkpoint of a LoRA run's folder; False where there is none.
 
-    A torn one is passed over with a warning, and removed once an older one is loaded. Raises
-    ValueError where the checkpoint is of another model, reward or LoRA, or all are torn.
+    Raises ValueError as `find_checkpoint` does.
     """
-    folders = list_checkpoints(session.folder)
-    for number, folder in enumerate(folders):
-        state = read_checkpoint(folder)
-        if state is not None:
-            check_identity(session.config, state, session.folder)
-            _load(session, folder, state)
-            if session.accelerator.is_main_process:
-                for torn in folders[:number]:
-                    shutil.rmtree(torn)
-            return True
-    if folders:
-        raise ValueError(
-            f"no checkpoint of {session.folder} is whole; start over with another --out or with "
-            "--overwrite"
-        )
-    return False
+    found = find_checkpoint(session.folder, session.config)
+    if found is not None:
+        _load(session, *found)
+    if session.accelerator.is_main_process:
+        contents = {"prompts": digest_of(session.prompts)}
+        go_on(session, found[1] if found else None, contents)
+    return found is not None
+
+
+def go_on(
+    run: Any,
+    state: dict[str, Any] | None,
+    contents: Mapping[str, str],
+    *,
+    identity: Sequence[str] = IDENTITY,
+) -> None:
+    """Say, in log and run.json, how a run goes on from a checkpoint (None: from its start), and
+    remove the torn ones that were passed over; on the main process alone."""
+    if state is not None:
+        drop_checkpoints_after(run.folder, run.done)
+        warn_about_changes(run.config, state, contents, identity=identity)
+    record_resume(run.folder, run.config, run.done)
+
+
+def digest_of(prompts: PromptSet) -> str:
+    """A hash of prompts and their metadata."""
+    text = json.dumps([prompts.prompts, prompts.metadata], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def refuse_other_run(config: Any) -> None:
@@ -146,15 +212,17 @@ def read_checkpoint(folder: Path) -> dict[str, Any] | None:
     return state
 
 
-def check_identity(config: Any, state: dict[str, Any], run: Path) -> None:
+def check_identity(
+    config: Any, state: dict[str, Any], run: Path, *, identity: Sequence[str] = IDENTITY
+) -> None:
     """Raise ValueError naming what differs between a checkpoint and this run."""
-    for name, value in _identity(config).items():
+    for name, value in _settings(config, identity).items():
         if state["identity"].get(name) != value:
             raise ValueError(
                 f"{run} was trained with {name} {state['identity'].get(name)!r}, not {value!r}; "
                 f"resume it with that, or give another --out"
             )
-    if config.judge is not None:
+    if getattr(config, "judge", None) is not None:
         for name, value in _settings(config, JUDGED_BY).items():
             if state["settings"].get(name) != value:
                 raise ValueError(
@@ -163,15 +231,26 @@ def check_identity(config: Any, state: dict[str, Any], run: Path) -> None:
                 )
 
 
-def warn_about_changes(config: Any, state: dict[str, Any]) -> None:
-    """Say which settings a resumed run has otherwise than its checkpoint."""
-    now, then = _settings(config, COURSE), state["settings"]
-    changed = [name for name in now if then.get(name) != now[name]]
-    if changed:
+def warn_about_changes(
+    config: Any,
+    state: dict[str, Any],
+    contents: Mapping[str, str],
+    *,
+    identity: Sequence[str] = IDENTITY,
+) -> None:
+    """Say which settings a resumed run has otherwise than its checkpoint, and which of its files
+    (`contents`, hashes by the setting that names them) hold something else."""
+    now, then = _settings(config, _course(config, identity)), state["settings"]
+    held = state.get("contents", {})
+    names = {name for name in now if name in then and then[name] != now[name]} - held.keys()
+    if {now.get("lr_schedule"), then.get("lr_schedule")} == {"constant"}:
+        names.discard("steps")  # a longer run, the same as far as this one went
+    said = [f"{name} {then[name]!r}, now {now[name]!r}" for name in now if name in names]
+    said += [f"{n} holds other things" for n in contents if held.get(n, contents[n]) != contents[n]]
+    if said:
         log.warning(
-            "warning: resumed with other settings (%s): the run is not what it would have been%s",
-            ", ".join(f"{name} {then.get(name)!r}, now {now[name]!r}" for name in changed),
-            ", and the optimizer keeps its learning rate" if "learning_rate" in changed else "",
+            "warning: resumed with other settings (%s): the run is not what it would have been",
+            ", ".join(said),
         )
 
 
@@ -183,26 +262,28 @@ def drop_metrics_after(folder: Path, step: int) -> None:
         write_atomic(folder / "metrics.jsonl", "".join(kept))
 
 
-def _identity(config: Any) -> dict[str, Any]:
-    values = {name: value for name, value in to_dict(config).items() if name in IDENTITY}
-    values["lora_targets"] = config.lora_targets and list(config.lora_targets)
-    return values
-
-
 def _settings(config: Any, names: Sequence[str]) -> dict[str, Any]:
-    return {name: value for name, value in to_dict(config).items() if name in names}
+    """The settings of these names that a config has, as JSON gives them back."""
+    values = {name: value for name, value in to_dict(config).items() if name in names}
+    return json.loads(json.dumps(values))
+
+
+def _course(config: Any, identity: Sequence[str]) -> list[str]:
+    """The settings that results depend on, less those that a resumed run must share."""
+    return [name for name in to_dict(config) if name not in (*HARMLESS, *identity)]
 
 
 def _load(session: Run, folder: Path, state: dict[str, Any]) -> None:
     tensors = load_file(folder / "lora.safetensors")
     for i, parameter in enumerate(session.parameters):
         parameter.data.copy_(tensors[f"lora.{i}"])
-    optimizer = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
-    session.optimizer.load_state_dict(optimizer)
-    session.schedule.load_state_dict(state["schedule"] | {"lr_lambdas": [None]})
-    if session.ema is not None and state["ema"] is not None:
-        shadows = [tensors[f"ema.{i}"] for i in range(len(session.parameters))]
-        session.ema.load_state_dict(state["ema"] | {"shadow_params": shadows})
+    saved = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
+    restore_optimizer(session.optimizer, saved)
+    restore_schedule(session.schedule, session.optimizer, state["schedule"]["last_epoch"])
+    if session.ema is not None:
+        shadows = [tensors.get(f"ema.{i}", p.data) for i, p in enumerate(session.parameters)]
+        own = {"decay": session.config.ema_decay, "shadow_params": shadows}
+        session.ema.load_state_dict((state["ema"] or {}) | own)
         session.ema.to(session.parameters[0].device)
     if session.accelerator.scaler is not None and state["scaler"] is not None:
         session.accelerator.scaler.load_state_dict(state["scaler"])
@@ -211,8 +292,6 @@ def _load(session: Run, folder: Path, state: dict[str, Any]) -> None:
         session.scale.moments = {name: (mean, square) for name, (mean, square) in moments}
     session.done = session.saved = state["step"]
     session.course = state["course"]
-    if session.accelerator.is_main_process:
-        warn_about_changes(session.config, state)
 
 
 def _sha256(path: Path) -> str:

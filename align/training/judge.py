@@ -2,7 +2,6 @@
 
 import logging
 import math
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,12 +12,14 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 from align.lora import save_lora
-from align.processes import own_device
+from align.processes import is_first, own_device
 from align.prompts import PromptSet, load_prompts, refuse_reserved, training_prompts
 from align.provenance import judged_by_reward
 from align.rewards import load_judge
+from align.training.checkpoints import digest_of
 from align.training.pictures import spread
 from align.training.runs import Run
+from align.training.seeding import seeded
 from align.training.windows import image_seed
 
 log = logging.getLogger(__name__)
@@ -39,10 +40,11 @@ class HeldOutJudge:
         prompts = judge_prompts(config)
         rows = spread(len(prompts), max(config.judge_images // NOISES, 1))
         # Only who measures holds the judge's weights.
-        measures = everywhere or os.environ.get("RANK", "0") == "0"
+        measures = everywhere or is_first()
         self.judge = load_judge(config.judge, own_device(config.device)) if measures else None
         self.prompts = [prompts.prompts[row] for row in rows for _ in range(NOISES)]
         self.metadata = [prompts.metadata[row] for row in rows for _ in range(NOISES)]
+        self.judged_on = digest_of(prompts)
         self.patience = config.patience
         if warning := not_held_out(config):
             log.warning("warning: %s", warning)
@@ -55,11 +57,12 @@ class HeldOutJudge:
         seed = session.config.seed
         seeds = [image_seed("judge", seed, 0, i) for i in range(len(self.prompts))]
         images = session.draw(self.prompts, seeds)
-        return {
-            "judge": _by_prompt(self.judge(images, self.prompts, self.metadata)),
-            "reward": _by_prompt(session.reward(images, self.prompts, self.metadata)),
-            "diversity": diversity(images.unflatten(0, (-1, NOISES))),
-        }
+        with seeded(image_seed("judge", seed, session.done, 0)):
+            return {
+                "judge": _by_prompt(self.judge(images, self.prompts, self.metadata)),
+                "reward": _by_prompt(session.reward(images, self.prompts, self.metadata)),
+                "diversity": diversity(images.unflatten(0, (-1, NOISES))),
+            }
 
     def __call__(self, session: Run) -> dict[str, Any]:
         """Judge the present model; keep it in `lora-best/` if it is the best so far.
@@ -73,6 +76,7 @@ class HeldOutJudge:
         assert figures is not None  # the main process has measured
         best = session.course
         best.setdefault("base", figures)
+        best.setdefault("judged_on", self.judged_on)
         score = sum(figures["judge"]) / len(figures["judge"])
         if "score" not in best or score > best["score"]:
             best |= {"score": score, "step": session.done, "since": 0}
@@ -90,6 +94,15 @@ class HeldOutJudge:
             log.warning("warning: step %d: %s", session.done, warning)
         best["last"] = record | {"step": session.done}
         return record
+
+    def check_resumed(self, session: Run) -> None:
+        """Raise ValueError where a resumed run has been judged by other prompts so far."""
+        if session.course.get("judged_on", self.judged_on) != self.judged_on:
+            raise ValueError(
+                f"{session.folder} was judged by other prompts than "
+                f"{session.config.judge_prompts or 'the default ones'} now holds; a judge has to "
+                "see a run from its start"
+            )
 
     def gave_up(self, session: Run) -> bool:
         """Whether `patience` judgments have passed without a new best."""

@@ -11,6 +11,7 @@ from align.pixels import decode
 from align.run import image_grid, save_image
 from align.sample import make_noise, sample
 from align.training.runs import Run
+from align.training.seeding import seeded
 from align.training.session import Session
 from align.training.windows import image_seed
 
@@ -78,5 +79,5 @@ def score_pictures(session: Run, name: str | None) -> dict[str, Tensor]:
             noise_seeds=seeds,
             **session.picture_settings,
         )
-    with torch.no_grad():
+    with torch.no_grad(), seeded(image_seed("pictures", c.seed, session.done, 0)):
         return session.reward.terms(images, prompts, metadata)

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from align.config import TrainConfig
-from align.denoisers import make_denoiser
+from align.denoisers import family_of, make_denoiser
 from align.lora import lora_disabled, lora_merged
 from align.pixels import decode
 from align.prompts import draw_prompts
@@ -151,10 +151,13 @@ def _gains(
     """By how much the model's error at the noised latents is below the base's, and the mean
     squared distance of the two predictions."""
     c, pipe = session.config, session.pipe
+    # A scale that is the model's input (LCM) stays that of the images; one that mixes two outputs
+    # is no part of the model that is compared.
+    mixed = family_of(pipe).is_guided(pipe, c.guidance_scale)
     denoise = make_denoiser(
         pipe,
         None,
-        guidance_scale=1.0,
+        guidance_scale=1.0 if mixed else c.guidance_scale,
         checkpointing=c.checkpointing,
         height=c.height,
         width=c.width,

@@ -9,6 +9,7 @@ from torch import Tensor
 from align.denoisers import Denoiser
 
 MOMENTUM = 0.9
+ROUNDING = 1e-6  # a spread below this share of the scores' size is float32's own
 
 
 class DistanceToBase:
@@ -44,7 +45,8 @@ class RunningScale:
     """Running mean and standard deviation of each reward term, to put them on one scale.
 
     An update is scored with the figures of the updates before it, so that its result does not
-    depend on how its batch was split.
+    depend on how its batch was split. A term that has had no spread so far, such as that of an
+    object in none of the images, has no scale yet: only its mean is taken off.
     """
 
     def __init__(self) -> None:
@@ -56,13 +58,15 @@ class RunningScale:
         for name, scores in terms.items():
             mean, square = self.moments[name]
             deviation = max(square - mean**2, 0.0) ** 0.5
-            scaled[name] = (scores - mean) / max(deviation, 1e-6)
+            known = deviation > ROUNDING * square**0.5
+            scaled[name] = (scores - mean) / (deviation if known else 1.0)
         return scaled
 
     def update(self, terms: dict[str, Tensor]) -> None:
         """Take in the unscaled terms [b] of an update."""
         for name, scores in terms.items():
-            new = (scores.mean().item(), scores.cpu().double().square().mean().item())
+            exact = scores.cpu().double()
+            new = (exact.mean().item(), exact.square().mean().item())
             mean, square = self.moments.get(name, new)
             self.moments[name] = (
                 MOMENTUM * mean + (1 - MOMENTUM) * new[0],

@@ -33,6 +33,8 @@ class Run(Protocol):
     """Updates finished."""
     saved: int
     """The step of the newest checkpoint."""
+    skipped: int
+    """Steps in a row that a gradient scaler has passed over."""
     course: dict[str, Any]
     """What a resumed run has to know beside weights, see `Session`."""
 

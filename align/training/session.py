@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from accelerate.utils import AutocastKwargs, broadcast_object_list
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
@@ -20,7 +19,7 @@ from align.config import TrainConfig
 from align.denoisers import denoiser_module
 from align.lora import add_lora
 from align.models import default_dtype, load_pipeline, torch_device, torch_dtype
-from align.processes import own_device
+from align.processes import open_accelerator, own_device
 from align.prompt_words import warn_about_prompts
 from align.prompts import PromptSet, training_prompts
 from align.rewards import load_reward
@@ -31,6 +30,7 @@ from align.training.frozen import prepare_pipeline, shard_frozen
 from align.training.regularize import RunningScale
 from align.training.rollout import check_window
 from align.training.runs import check_services
+from align.training.seeding import seeded
 from align.training.windows import Window, parse_window
 
 SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
@@ -73,11 +73,13 @@ class Session:
     """Updates finished."""
     saved: int = -1
     """The step of the newest checkpoint."""
+    skipped: int = 0
+    """Steps in a row that the gradient scaler has passed over."""
     lora_metadata: dict[str, str] | None = None
     course: dict[str, Any] = field(default_factory=dict)
-    """What a resumed run has to know: the base's `pictures` scores, and the judge's figures of
-    the base (`base`), of the `last` judgment, and `score`, `step` and `since` (judgments without a
-    better one) of the best.
+    """What a resumed run has to know: the base's `pictures` scores; whether any group's scores
+    have `differed` (dpo); the judge's figures of the base (`base`), of the `last` judgment, and
+    `score`, `step` and `since` (judgments without a better one) of the best, `judged_on` what.
     """
 
     @property
@@ -158,10 +160,10 @@ def open_session(config: TrainConfig, *, reward: Any = None, pipe: Any = None) -
     check_method(config, pipe)
     if accelerator.is_main_process:
         warn_about_prompts(pipe, prompts.prompts)
-    torch.manual_seed(config.seed)  # the LoRA's first weights
-    parameters = add_lora(
-        pipe, config.lora_rank, config.lora_alpha, config.lora_targets, start=config.lora
-    )
+    with seeded(config.seed):  # the LoRA's first weights
+        parameters = add_lora(
+            pipe, config.lora_rank, config.lora_alpha, config.lora_targets, start=config.lora
+        )
     prepare_pipeline(config, pipe, device)
     optimizer = make_optimizer(config, parameters)
     schedule = get_scheduler(
@@ -220,14 +222,12 @@ def make_accelerator(config: TrainConfig, pipe: Any = None) -> tuple[Accelerator
     Raises ValueError where the batch cannot be split over the processes and forward passes.
     """
     check_services(config)
-    # A run before in this process may have had another precision or device.
-    AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
     device = torch_device(own_device(config.device))
     precision = torch_dtype(config.dtype) or default_dtype(config.model, device)
     if pipe is not None:
         device, precision = denoiser_module(pipe).device, denoiser_module(pipe).dtype
     scaled = precision == torch.float16 and device.type == "cuda"
-    accelerator = Accelerator(
+    accelerator = open_accelerator(
         cpu=device.type == "cpu",
         device_placement=False,
         # For the gradient scaler alone: parts run in the precision they were loaded in.

@@ -1,6 +1,5 @@
 """One update: images through the gradient window, their reward, its gradient, a step."""
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -8,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from accelerate.utils import set_seed
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -17,19 +15,14 @@ from align.lora import lora_disabled
 from align.pixels import decode
 from align.prompts import draw_prompts
 from align.sample import make_noise
+from align.training.groups import flat_share
+from align.training.optimizer import step_optimizer
 from align.training.regularize import DistanceToBase
 from align.training.rollout import rollout
-from align.training.runs import Run
+from align.training.seeding import seeded
 from align.training.session import Session
+from align.training.stopping import Diverged, agree
 from align.training.windows import Draw, draw_window, image_seed
-
-
-class Diverged(ArithmeticError):
-    """The reward or a gradient stopped being a finite number."""
-
-
-class Interrupted(KeyboardInterrupt):
-    """Somebody asked the run to stop."""
 
 
 @dataclass
@@ -151,26 +144,26 @@ def train_step(
     `stop_asked()` in any process, ValueError for a reward without effect on the weights.
     """
     started, accelerator, c = time.perf_counter(), session.accelerator, session.config
-    # A user's reward may use the global generators: their state follows from the update too.
-    set_seed(image_seed("update", c.seed, update, accelerator.process_index) % 2**32)
     first = accelerator.process_index * session.share
     parts: list[BatchLoss] = []
     learning_rate, norm = session.optimizer.param_groups[0]["lr"], None
     session.optimizer.zero_grad()
-    for start in range(first, first + session.share, session.micro):
-        indices = range(start, start + session.micro)
-        with accelerator.accumulate(session.whole), saved_on_cpu(session):
-            fault = None
-            try:
-                part = session.whole(loss_of, session, update, indices)
-            except Diverged as error:
-                fault, part = error, None
-            agree(session, fault, stop_asked())
-            assert part is not None  # agree has raised otherwise
-            accelerator.backward(part.loss)
-            parts.append(part)
-            if accelerator.sync_gradients:
-                norm = _step(session, update)
+    # A user's reward may use the global generators: their state follows from the update too.
+    with seeded(image_seed("update", c.seed, update, accelerator.process_index)):
+        for start in range(first, first + session.share, session.micro):
+            indices = range(start, start + session.micro)
+            with accelerator.accumulate(session.whole), saved_on_cpu(session):
+                fault = None
+                try:
+                    part = session.whole(loss_of, session, update, indices)
+                except Diverged as error:
+                    fault, part = error, None
+                agree(accelerator, fault, stop_asked())
+                assert part is not None  # agree has raised otherwise
+                accelerator.backward(part.loss)
+                parts.append(part)
+                if accelerator.sync_gradients:
+                    norm = _step(session, update)
     record = _record(session, parts)
     return {
         "step": update + 1,
@@ -180,17 +173,6 @@ def train_step(
         "window": parts[0].draw.label,
         "seconds": time.perf_counter() - started,
     }
-
-
-def agree(session: Run, fault: Diverged | None, stop: bool) -> None:
-    """Raise what any process has met, in all of them, so that none waits for another."""
-    flags = torch.tensor([fault is not None, stop], dtype=torch.float32)
-    if session.accelerator.num_processes > 1:
-        flags = session.accelerator.reduce(flags.to(session.accelerator.device))
-    if flags[0]:  # pyright: ignore[reportIndexIssue]
-        raise fault or Diverged("another process has met a value that is not finite")
-    if flags[1]:  # pyright: ignore[reportIndexIssue]
-        raise Interrupted
 
 
 def saved_on_cpu(session: Session) -> Any:
@@ -213,26 +195,30 @@ def saved_on_cpu(session: Session) -> Any:
 
 
 def _step(session: Session, update: int) -> float:
-    """Clip, step the optimizer and what follows it; returns the gradient's norm before."""
+    """Step the optimizer and what follows a step; returns the gradient's norm before clipping."""
     c, accelerator = session.config, session.accelerator
     if c.shard:  # no wrapper synchronizes them
         for parameter in session.parameters:
             parameter.grad = accelerator.reduce(parameter.grad, reduction="mean")  # pyright: ignore
-    norm = accelerator.clip_grad_norm_(session.parameters, c.max_grad_norm or float("inf"))
-    norm = float(norm)  # pyright: ignore[reportArgumentType]
-    if not math.isfinite(norm) and accelerator.scaler is None:  # a scaler skips such a step
-        raise Diverged(f"the gradient's norm is {norm}")
-    if norm == 0 and update == 0:  # the distance to the base has no gradient there either
+    if update == 0 and c.method == "alignprop":
+        _refuse_flatness(session)
+    norm, stepped = step_optimizer(session, session.parameters, c.max_grad_norm)
+    if stepped:
+        session.schedule.step()
+        if session.ema is not None:
+            session.ema.step(session.parameters)
+    return norm
+
+
+def _refuse_flatness(session: Session) -> None:
+    """Raise ValueError where no weight has a gradient; the distance to the base has none at the
+    first update either."""
+    gradients = [p.grad for p in session.parameters if p.grad is not None]
+    if not any(gradient.any() for gradient in gradients):
         raise ValueError(
             "the reward's gradient is zero: its scores do not change with the images "
             "(a constant, or a threshold)"
         )
-    session.optimizer.step()
-    session.schedule.step()
-    session.optimizer.zero_grad()
-    if session.ema is not None:
-        session.ema.step(session.parameters)
-    return norm
 
 
 def _record(session: Session, parts: list[BatchLoss]) -> dict[str, Any]:
@@ -243,6 +229,8 @@ def _record(session: Session, parts: list[BatchLoss]) -> dict[str, Any]:
     if session.scale is not None:
         session.scale.update(terms)
     record = {"reward": scores.mean().item(), "reward_std": scores.std(correction=0).item()}
+    if session.config.method == "dpo":
+        record["flat_groups"] = flat_share(session, scores, session.config.group_size)
     record["terms"] = {name: score.mean().item() for name, score in terms.items()}
     if parts[0].kl is not None:
         record["kl"] = gather(torch.stack([p.kl for p in parts if p.kl is not None])).mean().item()

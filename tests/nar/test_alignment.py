@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import align
 from align.cli import main
-from align.lora import save_lora
+from align.lora import add_lora, load_lora, save_lora
 from align.nar.alignment import align_nar, open_session
 from align.nar.config import NarAlignConfig
 from align.nar.load import load_nar_pipeline
@@ -216,7 +216,10 @@ def test_bad_input_is_refused_in_a_sentence(tmp_path):
     refused("no layer is called 'to_q'", lora_targets=("to_q",))
     refused(r"must be callable as f\(images, prompts\)", TypeError, reward=lambda prompts: 1.0)
     refused("is a judge, not a training signal", reward="verifier")
-    refused("the reward gives all 8 images", reward=lambda images, prompts: torch.ones(len(images)))
+    refused(
+        "in none of 3 updates did the reward tell two images of a prompt apart",
+        reward=lambda images, prompts: torch.ones(len(images)),
+    )
     refused("heldout-b is kept for the final", judge="jpeg", judge_prompts="scenes-heldout-b",
             out=str(tmp_path / "judged"))  # fmt: skip
     with pytest.raises(ValueError, match="is no NAR pipeline: it is a StableDiffusionPipeline"):
@@ -251,3 +254,32 @@ def test_sampling_is_that_of_the_policy_after_loading(tmp_path):
     pipe = load_nar_pipeline(str(tmp_path / "model"), "cpu", lora=str(result.out))
     config = pipe.scheduler.config
     assert (config.temperature, config.guidance_scale, config.top_k) == (0.8, 1.5, 0)
+
+
+@pytest.mark.parametrize("method", ["grpo", "dpo"])
+def test_an_update_of_equal_scores_is_passed_over_at_first_too(tmp_path, method):
+    batches = []
+
+    def late(images, prompts):
+        batches.append(len(images))
+        told = len(batches) > 2  # the fixed pictures, and those of the first update
+        return brightness(images, prompts) if told else torch.zeros(len(images))
+
+    result, pipe = run(tmp_path, reward=late, method=method)
+    flat = [record["flat_groups"] for record in result.metrics]
+    assert flat[0] == 1
+    assert min(flat) < 1
+    assert weights(pipe).abs().max() > 0
+
+
+def test_the_reference_keeps_the_lora_that_the_pipeline_had(tmp_path):
+    start = tiny_pipe()
+    add_lora(start, 2, targets=["attention.qkv"])
+    randomize(start)
+    save_lora(start, tmp_path / "start")
+    pipe = tiny_pipe()
+    load_lora(pipe, str(tmp_path / "start"))
+    result, _ = run(tmp_path / "beside", pipe=pipe, steps=1)
+    assert result.metrics[0]["kl"] == pytest.approx(0, abs=1e-9)
+    started, _ = run(tmp_path / "further", steps=1, lora=(str(tmp_path / "start"),))
+    assert started.metrics[0]["kl"] > 1e-4  # its reference is the model without START

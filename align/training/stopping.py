@@ -1,0 +1,68 @@
+"""What ends a training before its last update, agreed on by all its processes."""
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from align.processes import SIGNALS
+
+
+class Diverged(ArithmeticError):
+    """A loss, a reward or a gradient stopped being a finite number."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Somebody asked the run to stop."""
+
+
+def agree(accelerator: Any, fault: Diverged | None, stop: bool) -> None:
+    """Raise what any process has met, in all of them, so that none waits for another."""
+    flags = torch.tensor([fault is not None, stop], dtype=torch.float32)
+    if accelerator.num_processes > 1:
+        flags = accelerator.reduce(flags.to(accelerator.device))
+    if flags[0]:
+        raise fault or Diverged("another process has met a value that is not finite")
+    if flags[1]:
+        raise Interrupted
+
+
+@contextmanager
+def stop_signals() -> Iterator[Callable[[], bool]]:
+    """Turn the first SIGINT or SIGTERM into a request that the update under way looks for; a
+    second one interrupts at once. Outside the main thread signals are left alone."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked.is_set
+        return
+
+    def on_signal(number: int, frame: object) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    former = {number: signal.signal(number, on_signal) for number in SIGNALS}
+    try:
+        yield asked.is_set
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def clear_memory_errors() -> Iterator[None]:
+    """Say what to lower where memory runs out."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        known = ("out of memory", "not enough memory", "can't allocate memory")
+        if isinstance(error, RuntimeError) and not any(k in str(error).lower() for k in known):
+            raise
+        raise MemoryError(
+            "out of memory; lower --micro-batch-size, keep fewer steps with --grad-window (1 needs "
+            "least), leave --checkpointing on, try --cache-embeddings, --vae-tiling and --offload, "
+            "lower --height and --width, or name your card's size with --memory"
+        ) from error
