@@ -49,7 +49,10 @@ def read_ratings(path: str | Path) -> list[Rated]:
     path = Path(path)
     rows = load_prompts(path)
     rated = []
-    for number, (prompt, row) in enumerate(zip(rows.prompts, rows.metadata, strict=True), start=1):
+    for number, (prompt, cells) in enumerate(
+        zip(rows.prompts, rows.metadata, strict=True), start=1
+    ):
+        row = {name.lower(): value for name, value in cells.items()}
         for column in ("image", "rating"):
             if row.get(column) in (None, ""):
                 raise ValueError(
