@@ -55,7 +55,7 @@ def read_prompts(path: Path) -> list[Row]:
 def _table(path: Path, text: str, delimiters: str) -> Iterator[Row]:
     start, text = _separator(text)
     reader, header = _open_table(text, start or delimiters, strict=True)
-    if "\t" == (start or delimiters) and not _is_quoted(text):  # most TSV has no quoting
+    if (start or delimiters) == "\t" and not _is_quoted(text):  # most TSV has no quoting
         reader, header = _open_table(text, "\t", strict=False)
     columns = [name.strip() for name in header]
     column = _prompt_column(columns)

@@ -15,7 +15,6 @@ from align.prompts import (
     load_prompts,
 )
 
-
 PROMPTS = ["a red circle", "two green stars"]
 SEPARATED = "a cat\u2028on\u0085a\x0cmat\x1cby\u2029the sea"
 
@@ -64,7 +63,7 @@ SEPARATED = "a cat\u2028on\u0085a\x0cmat\x1cby\u2029the sea"
             '[{"Prompt": "a red circle", "ID": 1}, {"Prompt": "two green stars"}]',
             [{"ID": 1}, {}],
         ),
-        ("a.json", '{"0": {"prompt": "a red circle"}, "1": {"prompt": "two green stars"}}', [{}] * 2),
+        ("a.json", '{"0": {"text": "a red circle"}, "1": {"text": "two green stars"}}', [{}, {}]),
         ("a.json", '{"prompts": ["a red circle", "two green stars"], "version": 2}', [{}, {}]),
         (
             "a.json",
@@ -127,14 +126,14 @@ def test_unicode_text_of_a_spreadsheet(tmp_path):
         ("a.csv", b"words\nx\n", "no column `prompt`; its columns are words"),
         ("a.csv", b"prompt,n\nx,1\n,2\n", "line 3: no prompt"),
         ("a.csv", b"prompt\nx,1\n", "line 2: more columns than its header.* comma .*quotes"),
-        ("a.csv", b"prompt\nx\n\"a cat\na dog\n", r"a.csv, line 3 is no row of a table"),
+        ("a.csv", b'prompt\nx\n"a cat\na dog\n', r"a.csv, line 3 is no row of a table"),
         ("a.jsonl", b'{"prompt": "x"}\n{"prompt"\n', "line 2 is not JSON"),
         ("a.jsonl", b'{"words": "x"}\n', "line 1 has no text under `prompt`"),
         ("a.jsonl", b'{"prompt": "x"}\n7\n', "line 2 has no text under `prompt`"),
         ("a.json", b"{", "prompt file .*a.json is not JSON"),
         ("a.json", b'["x", {"n": 1}]', "row 2 of .*a.json has no text under `prompt`"),
         ("a.json", b"3", "no JSON list of prompts"),
-        ("a.json", b'{"prompt": ["x", "y"], "n": [1]}', "2 entries under 'prompt', but 1 under 'n'"),
+        ("a.json", b'{"prompt": ["x", "y"], "n": [1]}', "2 entries under 'prompt', but 1 "),
         ("a.yaml", b"- a red circle\n", r"ends in \.yaml; known are \.txt, \.csv"),
         ("a.parquet", b"PAR1", r"ends in \.parquet; known are"),
     ],

@@ -47,7 +47,8 @@ def load_benchmark(name_or_path: str) -> PromptSet:
     )
     if not files:
         raise ValueError(f"folder {path} has no prompt files ({', '.join(SUFFIXES)})")
-    parts = [_with_categories(_merged(str(file), read_prompts(file)), _stem(file)) for file in files]
+    merged = [_merged(str(file), read_prompts(file)) for file in files]
+    parts = [_with_categories(m, _stem(file)) for m, file in zip(merged, files, strict=True)]
     prompts = [prompt for part in parts for prompt in part.prompts]
     return PromptSet(name_or_path, prompts, [row for part in parts for row in part.metadata])
 

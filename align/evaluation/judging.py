@@ -12,6 +12,7 @@ from torch import Tensor
 
 from align.evaluation.config import EvaluationConfig
 from align.evaluation.methods import Method
+from align.lora_files import parse_lora
 from align.prompts import PromptSet
 from align.rewards import LOADERS, load_judge, load_reward, parse_expression
 from align.rewards.catalogue import SETS
@@ -68,8 +69,7 @@ def optimized_terms(config: EvaluationConfig, methods: Sequence[Method]) -> tupl
 def trained_reward(lora: str) -> str | None:
     """The reward of the run that a LoRA comes from; None where that is not known, or was a
     function given in Python, of which the run has the name alone."""
-    path = Path(lora.rpartition("=")[0] or lora)
-    path = path if path.exists() else Path(lora)
+    path = Path(parse_lora(lora)[0]).expanduser()
     for folder in (path, *list(path.parents)[:2]):
         file = folder / "run.json"
         if file.is_file():
