@@ -12,19 +12,15 @@ import torch
 from torch import Tensor
 
 Pieces = dict[str, Tensor]
-NEEDED = (
-    {"lora_down", "lora_up"},
-    {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"},
-    {"lokr_w1", "lokr_w2"},
-    {"diff"},
-)
 
 
-def factors(pieces: Pieces, alpha: float | None, rank_stabilized: bool) -> tuple[Tensor, Tensor]:
+def factors(
+    pieces: Pieces, alpha: float | None, rank: int | None, rank_stabilized: bool
+) -> tuple[Tensor, Tensor]:
     """(down [rank, in ...], up [out, rank ...]), the scale in `up`, of what a file says of a layer.
 
-    `alpha` counts where the pieces hold none. Raises KeyError naming a piece that is missing,
-    ValueError where pieces do not go together.
+    `alpha` and `rank` count where the pieces say none. Raises KeyError naming a piece
+    that is missing, ValueError where pieces do not go together.
     """
     pieces = {name: piece.float() for name, piece in pieces.items()}
     alpha = float(pieces["alpha"]) if "alpha" in pieces else alpha
@@ -34,7 +30,7 @@ def factors(pieces: Pieces, alpha: float | None, rank_stabilized: bool) -> tuple
         pair, rank = _loha(pieces), pieces["hada_w1_b"].shape[0]
     elif any(name.startswith("lokr_") for name in pieces):
         pair = _lokr(pieces)
-        rank = next((len(pieces[b]) for b in ("lokr_w1_b", "lokr_w2_b") if b in pieces), None)
+        rank = next((len(pieces[b]) for b in ("lokr_w1_b", "lokr_w2_b") if b in pieces), rank)
     else:
         pair, rank = _whole(pieces["diff"]), None
     if alpha is None or rank is None:

@@ -183,7 +183,7 @@ def read_factors(source: str) -> Factors | None:
         raise ValueError(f"{path} is incomplete: it lacks {error}") from None
     settings, scaled = lora_settings(path, metadata, ""), {}
     for layer, (down, up) in factors.items():
-        alpha, root = scale_of(settings, layer)
+        alpha, _, root = scale_of(settings, layer)
         rank = len(down) ** 0.5 if root else len(down)
         scaled[layer] = down.float(), up.float() * (1.0 if alpha is None else alpha / rank)
     return scaled
@@ -203,14 +203,16 @@ def lora_settings(path: Path, metadata: dict[str, str], denoiser: str) -> dict[s
         raise ValueError(f"{config} is damaged ({brief(error)})") from error
 
 
-def scale_of(settings: dict[str, Any], layer: str) -> tuple[float | None, bool]:
-    """(alpha of a layer, None where that is its rank; whether the root of the rank divides it)."""
+def scale_of(settings: dict[str, Any], layer: str) -> tuple[float | None, int | None, bool]:
+    """(alpha of a layer, None where that is its rank; the rank by the settings; whether the root
+    of the rank divides alpha)."""
     component, _, path = layer.partition(".")
     alpha = settings.get(f"{component}.lora_alpha", settings.get(f"{component}.alpha"))
     for pattern, value in (settings.get(f"{component}.alpha_pattern") or {}).items():
         if re.match(rf"(.*\.)?({pattern})$", path):
             alpha = value
-    return alpha, bool(settings.get(f"{component}.use_rslora"))
+    rank = settings.get(f"{component}.r")
+    return alpha, rank, bool(settings.get(f"{component}.use_rslora"))
 
 
 def mix_factors(weighted: Iterable[tuple[Factors, float]]) -> Factors:
@@ -276,10 +278,12 @@ def _write(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | No
 
 def mix(specs: Sequence[str], folder: str | Path) -> Path:
     """Write the weighted sum of LoRA files in diffusers' layout, `["a=0.3", "b=-0.7"]`."""
-    loras = []
+    loras, names = [], {}
     for source, weight in map(parse_lora, specs):
         factors = read_factors(source)
         if factors is None:
             raise ValueError(f"{source} is not in diffusers' layout; name the model with --model")
-        loras.append((factors, weight))
+        # One layer of a text encoder has two names, by the release of transformers.
+        one = {names.setdefault(k.replace(".text_model.", "."), k): v for k, v in factors.items()}
+        loras.append((one, weight))
     return write_diffusers(mix_factors(loras), folder, None)

@@ -59,12 +59,12 @@ def read_named(
     pipe: Any,
     path: Path,
     tensors: dict[str, Tensor],
-    scale: Callable[[str], tuple[float | None, bool]],
+    scale: Callable[[str], tuple[float | None, int | None, bool]],
 ) -> tuple[Factors, list[str]]:
     """(the LoRA of a file, the keys that no layer or no known form goes with).
 
-    `scale(layer)` is (alpha, whether it is divided by the root of the rank) where the file's keys
-    do not say. Raises ValueError for a layer that is incomplete, or there twice.
+    `scale(layer)` is (alpha, rank, whether its root divides alpha) where the keys do
+    not say. Raises ValueError for a layer that is incomplete, or there twice.
     """
     tables = _tables(pipe)
     denoiser = "unet" if "unet" in pipe.components else "transformer"

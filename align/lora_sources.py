@@ -162,7 +162,7 @@ def more_than_factors(layer: Any, adapter: str) -> str | None:
     """What kind of adapter a layer has, where it is no plain LoRA."""
     if not isinstance(layer, LoraLayer):
         here = any(adapter in getattr(layer, name, ()) for name in layer.adapter_layer_names)
-        return f"a {type(layer).__name__}" if here else None
+        return f"a {type(layer).__module__.split('.')[-2]} layer" if here else None
     if adapter in layer.lora_embedding_A:
         return "a LoRA of an embedding"
     if adapter not in layer.lora_A:
