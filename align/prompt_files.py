@@ -5,7 +5,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ PLAIN = (".txt", ".text", ".prompts", ".lst", ".list", "")
 TABLES = {".csv": ",;\t", ".tsv": "\t"}
 JSON_LINES = (".jsonl", ".ndjson")
 SUFFIXES = (".txt", ".csv", ".tsv", ".jsonl", ".ndjson", ".json")
-_LINE_END = re.compile("\r\n|\r|\n")
+LINE_END = re.compile("\r\n|\r|\n")
 
 
 def read_prompts(path: Path) -> list[Row]:
@@ -49,18 +49,33 @@ def read_prompts(path: Path) -> list[Row]:
         return _json_lines(path, text)
     if kind == ".json":
         return _json(path, text)
-    return [(line.strip(), {}) for line in _LINE_END.split(text) if line.strip()]
+    return [(line.strip(), {}) for line in LINE_END.split(text) if line.strip()]
 
 
 def _table(path: Path, text: str, delimiters: str) -> Iterator[Row]:
+    for line, row in read_table(path, text, delimiters, PROMPT_COLUMNS):
+        prompt = row.pop(find_column(row, PROMPT_COLUMNS) or "")
+        if not (prompt or "").strip():
+            raise ValueError(f"{path}, line {line}: no prompt")
+        yield prompt.strip(), row
+
+
+def read_table(
+    path: Path, text: str, delimiters: str, wanted: tuple[str, ...]
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line, row by column) of a table, by the first delimiter whose header has a wanted column.
+
+    Raises ValueError, naming the line, where a row is malformed or longer than the header.
+    """
     start, text = _separator(text)
-    reader, header = _open_table(text, start or delimiters, strict=True)
+    reader, header = _open_table(text, start or delimiters, wanted, strict=True)
     if (start or delimiters) == "\t" and not _is_quoted(text):  # most TSV has no quoting
-        reader, header = _open_table(text, "\t", strict=False)
+        reader, header = _open_table(text, "\t", wanted, strict=False)
     columns = [name.strip() for name in header]
-    column = _prompt_column(columns)
-    if header and column is None:
-        raise ValueError(f"{path} has no column `prompt`; its columns are {', '.join(columns)}")
+    if header and find_column(columns, wanted) is None:
+        raise ValueError(
+            f"{path} has no column `{wanted[0]}`; its columns are {', '.join(columns)}"
+        )
     while True:
         number = reader.line_num + 1 + (start is not None)
         try:
@@ -73,14 +88,11 @@ def _table(path: Path, text: str, delimiters: str) -> Iterator[Row]:
             continue
         if any(cells[len(columns) :]):
             raise ValueError(
-                f"{path}, line {number}: more columns than its header; a prompt with a "
+                f"{path}, line {number}: more columns than its header; a text with a "
                 f"{_name(reader.dialect.delimiter)} in it needs quotes around it"
             )
         row = dict(zip(columns, [*cells, *[None] * len(columns)], strict=False))
-        prompt = row.pop(column) or ""
-        if not prompt.strip():
-            raise ValueError(f"{path}, line {number}: no prompt")
-        yield prompt.strip(), {key: value for key, value in row.items() if key}
+        yield number, {key: value for key, value in row.items() if key}
 
 
 def _separator(text: str) -> tuple[str | None, str]:
@@ -89,8 +101,10 @@ def _separator(text: str) -> tuple[str | None, str]:
     return (stated[1], text[stated.end() :]) if stated else (None, text)
 
 
-def _open_table(text: str, delimiters: str, *, strict: bool) -> tuple[Any, list[str]]:
-    """A reader past its header, by the first delimiter whose header has a prompt."""
+def _open_table(
+    text: str, delimiters: str, wanted: tuple[str, ...], *, strict: bool
+) -> tuple[Any, list[str]]:
+    """A reader past its header, by the first delimiter whose header has a wanted column."""
     tried = []
     for delimiter in delimiters:
         settings: dict[str, Any] = {"delimiter": delimiter, "strict": strict}
@@ -100,7 +114,7 @@ def _open_table(text: str, delimiters: str, *, strict: bool) -> tuple[Any, list[
             header = next((row for row in reader if any(row)), [])
         except csv.Error:  # quotes that belong to another delimiter
             header = ["?"]
-        if _prompt_column([name.strip() for name in header]):
+        if find_column([name.strip() for name in header], wanted):
             return reader, header
         tried.append((reader, header))
     return tried[0]
@@ -119,7 +133,7 @@ def _name(delimiter: str) -> str:
 
 def _json_lines(path: Path, text: str) -> list[Row]:
     rows = []
-    for number, line in enumerate(_LINE_END.split(text), start=1):
+    for number, line in enumerate(LINE_END.split(text), start=1):
         if not line.strip():
             continue
         try:
@@ -155,7 +169,7 @@ def _loads(text: str) -> Any:
 def _entries(path: Path, value: Any) -> list[Row]:
     """The rows of a JSON file's value."""
     if isinstance(value, dict):
-        column, cells = _prompt_column(value), list(value.values())
+        column, cells = find_column(value, PROMPT_COLUMNS), list(value.values())
         if column and isinstance(value[column], str):
             return [_row(str(path), value)]
         if column and isinstance(value[column], list):
@@ -192,14 +206,14 @@ def _by_row(path: Path, table: dict[str, Any], column: str) -> list[Any]:
 def _row(where: str, value: Any) -> Row:
     if isinstance(value, str):
         value = {"prompt": value}
-    column = _prompt_column(value) if isinstance(value, dict) else None
+    column = find_column(value, PROMPT_COLUMNS) if isinstance(value, dict) else None
     prompt = value[column] if column else None
     if not isinstance(prompt, str) or not prompt.strip():
         raise ValueError(f"{where} has no text under `prompt`")
     return prompt.strip(), {key: cell for key, cell in value.items() if key != column}
 
 
-def _prompt_column(columns: Any) -> str | None:
-    """The one of these columns that holds prompts."""
+def find_column(columns: Iterable[str], wanted: tuple[str, ...]) -> str | None:
+    """The first wanted one of these columns, in any case."""
     names = {str(name).strip().lower(): name for name in reversed(list(columns))}
-    return next((names[name] for name in PROMPT_COLUMNS if name in names), None)
+    return next((names[name] for name in wanted if name in names), None)

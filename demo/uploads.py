@@ -7,9 +7,10 @@ import struct
 import warnings
 from typing import Any
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from align.demo import values
+from align.picture_files import rgb
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 MAX_BYTES = 10_000_000
@@ -18,7 +19,7 @@ NAMES = "PNG, JPEG or WebP"
 
 
 def picture(value: Any) -> Image.Image | None:
-    """The picture of a `data:` address or of base64, upright, RGB; None where there is none.
+    """The picture of a `data:` address or of base64, upright, RGB on white; None where there is none.
 
     Raises TypeError or ValueError, in one sentence, for what is too large or no such picture.
     """
@@ -47,7 +48,7 @@ def _read(content: bytes) -> Image.Image:
                 f"{MAX_PIXELS // 1_000_000} million are allowed"
             )
         image.load()
-        return ImageOps.exif_transpose(image).convert("RGB")
+        return rgb(image)
     except (UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise ValueError(f"the file is no picture that can be read; send {NAMES}") from error
     except (OSError, SyntaxError, EOFError, struct.error) as error:
