@@ -13,7 +13,6 @@ FAULTS = (
     OSError,
     SyntaxError,
     EOFError,
-    ValueError,
     UnidentifiedImageError,
     Image.DecompressionBombError,
 )
@@ -28,7 +27,7 @@ def read_picture(source: Path | bytes, name: str | None = None) -> Image.Image:
         ):
             warnings.simplefilter("ignore")  # of its size, and of odd but harmless metadata
             return rgb(image)
-    except FAULTS as error:
+    except (*FAULTS, ValueError) as error:
         raise ValueError(f"{name or source} cannot be read as a picture: {error}") from error
 
 

@@ -19,7 +19,7 @@ NAMES = "PNG, JPEG or WebP"
 
 
 def picture(value: Any) -> Image.Image | None:
-    """The picture of a `data:` address or of base64, upright, RGB on white; None where there is none.
+    """The picture of a `data:` address or of base64, upright, RGB; None where there is none.
 
     Raises TypeError or ValueError, in one sentence, for what is too large or no such picture.
     """

@@ -1,4 +1,4 @@
-"""Captions and labels of a folder's pictures, as imagefolder's metadata or files beside have them."""
+"""Captions and labels of a folder's pictures: imagefolder's metadata, or text files beside."""
 
 import json
 import logging
@@ -30,18 +30,20 @@ def read_metadata(folder: Path, pictures: list[Path]) -> dict[Path, Told]:
             raise ValueError(f"{file} is not read; write its rows to {' or '.join(METADATA)}")
         if file.name.lower() not in METADATA:
             continue
-        missing, rows = [], 0
-        for rows, (line, row) in enumerate(_rows(file), start=1):
+        missing, found = [], 0
+        for line, row in _rows(file):
             name, entry = _entry(f"{file}, line {line}", row)
             picture = _named(file.parent, name, pictures)
             if picture is None:
                 missing.append(f"line {line} names {name}")
             else:
-                told[picture] = entry
-        if missing and len(missing) == rows:
+                told[picture], found = entry, found + 1
+        if missing and not found:
             raise ValueError(f"{file} fits no picture beside it: {missing[0]}, which is not there")
         if missing:
-            log.warning("%s: %d of %d rows have no picture", file, len(missing), rows)
+            log.warning(
+                "%s: %d of %d rows have no picture", file, len(missing), len(missing) + found
+            )
     return told
 
 
@@ -95,7 +97,7 @@ def _entry(where: str, row: dict[str, Any]) -> tuple[str, Told]:
 
 
 def _named(folder: Path, name: str, pictures: list[Path]) -> Path | None:
-    """The picture of this name: by its path from the folder, by an end of it, or alone so called."""
+    """The picture of this path from the folder, or of an end of it, or alone of this name."""
     parts, known = PurePosixPath(name.replace("\\", "/")).parts, set(pictures)
     for start in range(len(parts)):
         if (path := folder.joinpath(*parts[start:])) in known:

@@ -38,8 +38,9 @@ def find_pictures(data: str) -> list[Picture]:
     """List the pictures of a folder, of .tar files (`a.tar`, or a pattern) or of a dataset.
 
     In a folder, the label is the first subfolder, and the caption the `text` of `metadata.jsonl` or
-    `metadata.csv`, as imagefolder has them, or the .txt or .caption file of the same name. In .tar files they are the members `.cls` and `.txt` of a
-    picture's name; in a dataset, the columns `label` and `text` or `caption`.
+    `metadata.csv`, as imagefolder has them, or the .txt or .caption file of the same name. In .tar
+    files they are the members `.cls` and `.txt` of a picture's name; in a dataset, the columns
+    `label` and `text` or `caption`.
 
     Raises:
         FileNotFoundError: there is no such folder or file.
@@ -173,8 +174,6 @@ def load_pixels(picture: Picture, size: tuple[int, int]) -> UInt8[Tensor, "3 h w
     try:
         image = rgb(picture.open())
     except FAULTS as error:
-        if "cannot be read as a picture" in str(error):
-            raise
         raise ValueError(f"{picture.name} cannot be read as a picture: {error}") from error
     if image.size != (width, height):
         image = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
