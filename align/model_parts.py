@@ -44,6 +44,16 @@ def _files(source: Path | str) -> list[str]:
     return [file.relative_to(source).as_posix() for file in Path(source).glob("*/*")]
 
 
+def check_folders(source: Path | str, parts: dict[str, str]) -> None:
+    """Raise FileNotFoundError naming a part, by its class, that a folder has no subfolder of."""
+    for name, kind in parts.items() if isinstance(source, Path) else ():
+        if not (source / name).is_dir():
+            raise FileNotFoundError(
+                f"{source} is not a complete model: it has no {name}/, which its model_index.json "
+                f"calls a {kind}"
+            )
+
+
 def check_tokenizers(pipe: Any, source: Path | str) -> None:
     """Raise FileNotFoundError where a tokenizer came without its vocabulary, as transformers makes
     one where the files are missing; give one without a length that of its text encoder."""

@@ -14,7 +14,7 @@ from transformers.utils import logging as transformers_logging
 from align.attention import set_attention
 from align.denoisers import denoiser_module
 from align.hub import FORMS, model_index, pipeline_class, reach, without_checker
-from align.model_parts import check_tokenizers, only_variant
+from align.model_parts import check_folders, check_tokenizers, only_variant
 from align.quantize import check_quantize, quantized_denoiser
 from align.single_files import SINGLE_FILES, load_single_file
 
@@ -163,8 +163,13 @@ def _loading_bars(shown: bool) -> Iterator[None]:
 def _from_folder_or_hub(source: Path | str, dtype: torch.dtype, quantize: str | None) -> Any:
     index = model_index(source)
     kind = pipeline_class(source, index)
-    names = [name for name, value in index.items() if isinstance(value, list) and value[0]]
     settings: dict[str, Any] = {"dtype": dtype, **without_checker(kind)}
+    names = {
+        name: value[1]
+        for name, value in index.items()
+        if isinstance(value, list) and value[0] and name not in settings
+    }
+    check_folders(source, names)
     if isinstance(source, Path):
         settings["variant"] = only_variant(source, names)
 

@@ -65,9 +65,9 @@ def _own_address_without_proxy(host: str, share: bool) -> Iterator[None]:
     address could be asked. A public link (`share`) needs the proxy, so there it stays.
     """
     listed = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
-    names = [name for name in listed.split(",") if name]
-    names += [name for name in (*LOOPBACK, host) if name not in names and "*" not in names]
-    os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(names)
+    names = [name.strip() for name in listed.split(",") if name.strip()]
+    names += [] if "*" in names else [*LOOPBACK, host]
+    os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(dict.fromkeys(names))
     socks = {
         name: value
         for name, value in os.environ.items()
