@@ -8,6 +8,8 @@ from diffusers.models.attention_processor import AttnProcessor2_0, JointAttnProc
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from align.files import brief
+
 CHOICES = ("auto", "xformers", "sdpa", "math")
 
 
@@ -38,13 +40,13 @@ def xformers_problem(denoiser: nn.Module, device: torch.device, dtype: torch.dty
     try:
         from xformers.ops import memory_efficient_attention  # pyright: ignore
     except Exception as error:  # it may be installed for another torch and fail in any way
-        return f"xformers cannot be imported ({str(error).splitlines()[0]})"
+        return f"xformers cannot be imported ({brief(error)})"
     for width in sorted(_head_widths(denoiser)):
         query = torch.zeros(1, 16, 2, width, device=device, dtype=dtype, requires_grad=True)
         try:
             memory_efficient_attention(query, query, query).sum().backward()
         except Exception as error:
-            return f"its operator fails for heads of {width} ({str(error).splitlines()[0]})"
+            return f"its operator fails for heads of {width} ({brief(error)})"
     return None
 
 

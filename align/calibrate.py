@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from numpy import ndarray
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from align.calibrate_config import CalibrateConfig
 from align.files import atomic_path, write_json
+from align.picture_files import read_picture
 from align.prompts import load_prompts
 from align.rewards import load_reward
 from align.trust import (
@@ -49,7 +49,10 @@ def read_ratings(path: str | Path) -> list[Rated]:
     path = Path(path)
     rows = load_prompts(path)
     rated = []
-    for number, (prompt, row) in enumerate(zip(rows.prompts, rows.metadata, strict=True), start=1):
+    for number, (prompt, cells) in enumerate(
+        zip(rows.prompts, rows.metadata, strict=True), start=1
+    ):
+        row = {name.lower(): value for name, value in cells.items()}
         for column in ("image", "rating"):
             if row.get(column) in (None, ""):
                 raise ValueError(
@@ -82,11 +85,7 @@ def _category(prompt: str) -> str:
 
 def read_image(path: Path) -> Float[Tensor, "3 h w"]:
     """A picture as RGB in [0, 1]. Raises ValueError if it cannot be read as one."""
-    try:
-        array = np.array(Image.open(path).convert("RGB"))
-    except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(f"{path} is no readable picture: {error}") from None
-    return torch.from_numpy(array).permute(2, 0, 1).float() / 255
+    return torch.from_numpy(np.array(read_picture(path))).permute(2, 0, 1).float() / 255
 
 
 @torch.no_grad()

@@ -159,7 +159,7 @@ def decompose(
 
 def _read_answer(answer: str) -> tuple[Assertion, ...]:
     found = []
-    for line in filter(None, map(str.strip, answer.splitlines())):
+    for line in filter(None, map(str.strip, answer.split("\n"))):
         kind, colon, question = line.partition(":")
         if not colon or kind.strip().lower() not in KINDS or not question.strip():
             raise ValueError(f"expected KIND: QUESTION with KIND in {KINDS}, got {line!r}")

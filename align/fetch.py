@@ -13,7 +13,7 @@ from pathlib import Path
 
 from align.checks import one_of
 from align.fetch_config import FetchConfig
-from align.files import atomic_path
+from align.files import atomic_path, brief
 from align.rewards.catalogue import PUBLISHED, SETS, Source, size_text, sources
 from align.rewards.expression import expand, leaves, parse_expression
 from align.rewards.weights import MODEL_FILES, find_file, missing_files, own_folder
@@ -127,7 +127,7 @@ def _reach(repo: str, call):
             "`hf auth login`"
         ) from error
     except (HfHubHTTPError, HFValidationError, HTTPError, OSError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = brief(error)
         raise FileNotFoundError(
             f"{repo} could not be fetched ({reason}); what came is kept, the same command goes on"
         ) from error

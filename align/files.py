@@ -67,3 +67,25 @@ def finite(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return str(value) if isinstance(value, Path) else value
+
+
+def read_text(path: Path, what: str) -> str:
+    """A text file of other people's, without the mark that files from Windows start with.
+
+    UTF-8, or UTF-16 with its mark. Raises ValueError naming file, line and byte otherwise.
+    """
+    data = path.read_bytes()
+    encoding = "utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ValueError(
+            f"{what} {path}, line {line}, is not UTF-8 (byte {error.start}); save it as UTF-8"
+        ) from error
+
+
+def brief(error: BaseException, limit: int = 400) -> str:
+    """A foreign error's message on one line; its class where it has none."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= limit else f"{text[:limit]}…"

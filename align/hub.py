@@ -10,6 +10,7 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationE
 from safetensors import SafetensorError
 
 from align.denoisers import FAMILIES
+from align.files import brief
 
 FORMS = "embedded/NAME, a diffusers folder, a .safetensors or .ckpt file, or a Hub id OWNER/NAME"
 
@@ -54,11 +55,17 @@ def reach(source: Path | str, load: Any, *arguments: Any, **settings: Any) -> An
         ) from error
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         if isinstance(source, Path):
-            reason = str(error).splitlines()[0]
-            raise FileNotFoundError(f"{source} is not a complete model ({reason})") from error
+            raise FileNotFoundError(f"{source} is not a complete model ({brief(error)})") from error
         raise FileNotFoundError(
             f"{source} is no local path and could not be loaded from the Hub; allowed: {FORMS} "
-            f"({str(error).splitlines()[0]})"
+            f"({brief(error)})"
+        ) from error
+    except ImportError as error:
+        if "SOCKS" not in str(error):
+            raise
+        raise FileNotFoundError(
+            f"{source} could not be loaded from the Hub: the proxy of this environment is SOCKS, "
+            "which needs `pip install httpx[socks]`; or unset all_proxy"
         ) from error
     except SafetensorError as error:
         raise ValueError(f"{source} has a damaged weights file ({error})") from error

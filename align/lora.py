@@ -21,7 +21,14 @@ from torch import nn
 from align.denoisers import denoiser_module, family_of
 from align.lora_files import Factors, mix_factors, write_diffusers, write_kohya
 from align.lora_names import to_original
-from align.lora_sources import denoiser_name, factors_of, lora_layers, sum_of
+from align.lora_sources import (
+    check_adapters,
+    denoiser_name,
+    factors_of,
+    lora_layers,
+    more_than_factors,
+    sum_of,
+)
 
 TRAINED, LOADED = "align", "loaded"
 
@@ -42,11 +49,13 @@ def add_lora(
     begins as the weighted sum of those, whose layers
     and ranks it takes on where they are more.
 
-    Raises ValueError where no layer fits a target, or `start` belongs to another model.
+    Raises ValueError where no layer fits a target, `start` belongs to another model, or the
+    pipeline has an adapter that no LoRA file could hold (a DoRA).
     """
     denoiser, component = denoiser_module(pipe), denoiser_name(pipe)
     if rank < 1:
         raise ValueError(f"the LoRA's rank is {rank}; it must be at least 1")
+    check_adapters(pipe)
     layers = _matching_layers(denoiser, targets or family_of(pipe).lora_targets)
     ranks, beginning = dict.fromkeys(layers, rank), sum_of(pipe, start)
     for layer, (down, _) in beginning.items():
@@ -102,7 +111,11 @@ def load_lora(pipe: Any, loras: str | Sequence[str]) -> None:
 
 
 def lora_factors(pipe: Any) -> Factors:
-    """All active LoRAs of the pipeline as one, by layer; empty where there is none."""
+    """All active LoRAs of the pipeline as one, by layer; empty where there is none.
+
+    Raises ValueError where an active adapter is more than two factors, as a DoRA is.
+    """
+    check_adapters(pipe)
     parts = []
     for component, module in pipe.components.items():
         for name, layer in module.named_modules() if isinstance(module, nn.Module) else ():
@@ -139,9 +152,11 @@ def lora_merged(pipe: Any) -> Iterator[None]:
     """The same model without the cost of its adapters, for as long as the context lasts, by adding
     them to the weights they change; these come back bit for bit.
 
-    Without gradient only. Layers whose weights are packed (quantized) keep their adapters.
+    Without gradient only. Layers whose weights are packed (quantized), or with an adapter that is
+    more than two factors (a DoRA), keep their adapters.
     """
     layers = [x for x in lora_layers(pipe) if x.get_base_layer().weight.is_floating_point()]
+    layers = [x for x in layers if not any(more_than_factors(x, a) for a in x.active_adapters)]
     bases = [layer.get_base_layer().weight for layer in layers]
     kept = [weight.data for weight in bases]
     try:

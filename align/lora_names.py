@@ -100,16 +100,6 @@ TABLES = {
     "SanaTransformer2DModel": SANA,
 }
 COMPONENT = "transformer"
-PREFIXES = (
-    "lora_unet_",
-    "lora_transformer_",
-    "lycoris_",
-    "model.diffusion_model.",
-    "diffusion_model.",
-    "base_model.model.",
-    "transformer.",
-)
-_KEY = re.compile(r"(.+)\.(lora_down|lora_up|lora_A|lora_B)\.weight|(.+)\.alpha")
 
 
 def original_layers(transformer: Any) -> dict[str, tuple[str, ...]]:
@@ -178,41 +168,25 @@ def _stack(
     return down, up
 
 
-def read_original(tensors: dict[str, Tensor], transformer: Any) -> Factors | None:
-    """The LoRA of a file under original (or flattened) names, in diffusers' own.
+def reversed_layers(denoiser: Any) -> dict[str, str]:
+    """Layers whose two halves (shift, then scale) diffusers has the other way round, with their
+    original names: read, but never written."""
+    kind, found = type(denoiser).__name__, {}
+    if kind not in ("FluxTransformer2DModel", "SD3Transformer2DModel"):
+        return found
+    for name, module in denoiser.named_modules():
+        if type(module).__name__ == "AdaLayerNormContinuous":
+            block = re.fullmatch(r"transformer_blocks\.(\d+)\.norm1_context", name)
+            place = f"joint_blocks.{block[1]}.context_block" if block else "final_layer"
+            found[f"{name}.linear"] = f"{place}.adaLN_modulation.1"
+    return found
 
-    None where a key is of another kind, or a shape is not that of the layer.
-    """
-    named = {name.replace(".", "_"): parts for name, parts in original_layers(transformer).items()}
-    for name, module in transformer.named_modules():
-        if isinstance(getattr(module, "weight", None), Tensor):
-            named.setdefault(name.replace(".", "_"), (name,))
-    found: dict[tuple[str, ...], dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        match = _KEY.fullmatch(key)
-        if match is None:
-            return None
-        name = match[1] or match[3]
-        prefix = next((p for p in PREFIXES if name.startswith(p)), "")
-        parts = named.get(name.removeprefix(prefix).replace(".", "_"))
-        if parts is None:
-            return None
-        end = {"lora_A": "lora_down", "lora_B": "lora_up", None: "alpha"}.get(match[2], match[2])
-        found.setdefault(parts, {})[end] = value
-    factors: Factors = {}
-    for parts, pieces in found.items():
-        if not {"lora_down", "lora_up"} <= pieces.keys():
-            return None
-        down, up = pieces["lora_down"].float(), pieces["lora_up"].float()
-        scale = float(pieces["alpha"]) / len(down) if "alpha" in pieces else 1.0
-        rows = [transformer.get_submodule(part).weight.shape[0] for part in parts]
-        if sum(rows) != len(up):
-            return None
-        for part, rise in zip(parts, (up * scale).split(rows), strict=True):
-            if len(parts) == 1:
-                factors[f"{COMPONENT}.{part}"] = (down, rise)
-                continue
-            used = rise.abs().sum(0) > 0  # of a block-diagonal factor, the part's own block
-            if used.any():
-                factors[f"{COMPONENT}.{part}"] = (down[used], rise[:, used])
-    return factors
+
+def context_modulations(transformer: Any) -> dict[str, tuple[str, ...]]:
+    """SD3's modulations of the prompt by their original names, where the rows are the same."""
+    return {
+        f"joint_blocks.{name.split('.')[1]}.context_block.adaLN_modulation.1": (f"{name}.linear",)
+        for name, module in transformer.named_modules()
+        if re.fullmatch(r"transformer_blocks\.\d+\.norm1_context", name)
+        and type(module).__name__ == "AdaLayerNormZero"
+    }

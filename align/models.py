@@ -14,6 +14,7 @@ from transformers.utils import logging as transformers_logging
 from align.attention import set_attention
 from align.denoisers import denoiser_module
 from align.hub import FORMS, model_index, pipeline_class, reach, without_checker
+from align.model_parts import check_folders, check_tokenizers, only_variant
 from align.quantize import check_quantize, quantized_denoiser
 from align.single_files import SINGLE_FILES, load_single_file
 
@@ -130,13 +131,17 @@ def locate(model: str, config: str | Path | None) -> tuple[Path | str, str | Non
             raise FileNotFoundError(f"{path} is no diffusers folder: it has no model_index.json")
         return path, None
     if path.is_file():
-        if path.suffix not in SINGLE_FILES:
+        if path.suffix.lower() not in SINGLE_FILES:
             raise ValueError(f"{path} is no checkpoint; it must end in {' or '.join(SINGLE_FILES)}")
         beside = path.with_suffix("")
         if config is None and (beside / "model_index.json").is_file():
             config = beside
         return path, None if config is None else str(config)
-    if model.count("/") != 1 or path.suffix in SINGLE_FILES or model.startswith((".", "/", "~")):
+    if (
+        model.count("/") != 1
+        or path.suffix.lower() in SINGLE_FILES
+        or model.startswith((".", "/", "~"))
+    ):
         raise FileNotFoundError(f"there is no model {model!r}; allowed: {FORMS}")
     return model, None
 
@@ -158,6 +163,27 @@ def _loading_bars(shown: bool) -> Iterator[None]:
 def _from_folder_or_hub(source: Path | str, dtype: torch.dtype, quantize: str | None) -> Any:
     index = model_index(source)
     kind = pipeline_class(source, index)
-    parts = quantized_denoiser(source, index, quantize, dtype) if quantize else {}
-    load = kind.from_pretrained
-    return reach(source, load, source, dtype=dtype, **parts, **without_checker(kind))
+    settings: dict[str, Any] = {"dtype": dtype, **without_checker(kind)}
+    names = {
+        name: value[1]
+        for name, value in index.items()
+        if isinstance(value, list) and value[0] and name not in settings
+    }
+    check_folders(source, names)
+    if isinstance(source, Path):
+        settings["variant"] = only_variant(source, names)
+
+    def load() -> Any:
+        variant = settings.get("variant")
+        parts = quantized_denoiser(source, index, quantize, dtype, variant) if quantize else {}
+        return reach(source, kind.from_pretrained, source, **settings, **parts)
+
+    try:
+        pipe = load()
+    except (FileNotFoundError, ValueError):
+        if isinstance(source, Path) or (variant := only_variant(source, names)) is None:
+            raise
+        settings["variant"] = variant
+        pipe = load()
+    check_tokenizers(pipe, source)
+    return pipe

@@ -98,7 +98,7 @@ class OptimizeRunConfig(OptimizeConfig):
     prompt: tuple[str, ...] = ()
     """Prompts, as plain arguments."""
     prompts: str | None = None
-    """A built-in prompt set, or a text (one prompt a line), CSV or JSONL file."""
+    """A built-in prompt set, or a text (one prompt a line), CSV, TSV, JSONL or JSON file."""
     model: str = "embedded/scenes"
     """embedded/NAME, a diffusers folder, a single-file checkpoint or a Hub id."""
     lora: tuple[str, ...] = ()

@@ -42,8 +42,8 @@ def decode(
 ) -> Float[Tensor, "b 3 height width"]:
     """Images in [0, 1] of latents as `sample` returns them, float32 (float64 stays).
 
-    Clamped by `clamp01`, whose gradient is meant for a loss to be minimized. `checkpointing`
-    recomputes the decoder in the backward pass.
+    Clamped by `clamp01`, whose gradient is meant for a loss to be minimized; an overflow of the
+    decoder becomes NaN. `checkpointing` recomputes the decoder in the backward pass.
     """
     vae = pipe.vae
     if vae.dtype == torch.float16 and vae.config.get("force_upcast", False):
@@ -61,6 +61,8 @@ def decode(
         pixels = decode_latents(latents)
     if pixels.dtype in (torch.float16, torch.bfloat16):
         pixels = pixels.float()
+    # Clamped, an overflow would look like white or black.
+    pixels = pixels.masked_fill(pixels.isinf(), float("nan"))
     return clamp01(pixels / 2 + 0.5)
 
 

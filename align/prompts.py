@@ -1,14 +1,13 @@
 """Prompts: files, built-in sets, the seeded choice of a training update's prompts."""
 
-import csv
-import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from align.checks import one_of
+from align.prompt_files import read_prompts
 
 # The 45 common animals on which DDPO (2305.13301) and AlignProp (2310.03739) train.
 ANIMALS: str = (
@@ -79,11 +78,12 @@ def _plain(prompt: str) -> str:
 
 
 def load_prompts(name_or_path: str | Path) -> PromptSet:
-    """A built-in set, a text file with one prompt a line, or CSV / JSONL with a `prompt` column.
+    """A built-in set, a text file with one prompt a line, or a table or JSON with a `prompt`.
 
-    Blank lines are skipped; the other columns of CSV and JSONL become each prompt's metadata.
+    Formats are those of `align.prompt_files.read_prompts`: CSV, TSV, JSON and JSON lines, whose
+    other columns become each prompt's metadata. Blank lines are skipped.
     Raises FileNotFoundError for a missing file; ValueError for an unknown set (naming near ones),
-    an empty file, one that is not UTF-8, or a row without a prompt (naming the line).
+    an empty file, an unknown suffix, one that is not UTF-8, or a row without a prompt.
     """
     name, path = str(name_or_path), Path(name_or_path)
     if name == "animals":
@@ -98,50 +98,10 @@ def load_prompts(name_or_path: str | Path) -> PromptSet:
         if path.suffix or path.parent != Path():
             raise FileNotFoundError(f"no prompt file {name}")
         raise ValueError(f"no prompt set or file {name!r}; {one_of(name, builtin_names())}")
-    rows = list(_read_rows(path))
+    rows = read_prompts(path)
     if not rows:
         raise ValueError(f"prompt file {name} has no prompts; write at least one")
     return PromptSet(name, [prompt for prompt, _ in rows], [metadata for _, metadata in rows])
-
-
-def _read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")  # files from Windows start with a mark
-    except UnicodeDecodeError as error:
-        raise ValueError(f"prompt file {path} is not UTF-8 (byte {error.start})") from error
-    if path.suffix == ".csv":
-        yield from _read_csv(path, text)
-    elif path.suffix in (".jsonl", ".ndjson"):
-        yield from _read_jsonl(path, text)
-    else:
-        yield from ((line.strip(), {}) for line in text.splitlines() if line.strip())
-
-
-def _read_csv(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    table = csv.DictReader(text.splitlines(keepends=True), restkey="")
-    if table.fieldnames is not None and "prompt" not in table.fieldnames:
-        columns = ", ".join(table.fieldnames)
-        raise ValueError(f"{path} has no column `prompt`; its columns are {columns}")
-    for row in table:
-        prompt = (row.pop("prompt") or "").strip()
-        if not prompt or "" in row:
-            fault = "more columns than its header" if "" in row else "no prompt"
-            raise ValueError(f"{path}, line {table.line_num}: {fault}")
-        yield prompt, dict(row)
-
-
-def _read_jsonl(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{path}, line {number} is not JSON: {error}") from error
-        prompt = row.pop("prompt", None) if isinstance(row, dict) else None
-        if not isinstance(prompt, str) or not prompt.strip():
-            raise ValueError(f"{path}, line {number} has no text under `prompt`")
-        yield prompt.strip(), row
 
 
 def draw_prompts(count: int, *, seed: int, update: int, indices: Sequence[int]) -> list[int]:

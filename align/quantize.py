@@ -25,7 +25,11 @@ def check_quantize(quantize: str, device: torch.device) -> None:
 
 
 def quantized_denoiser(
-    source: Path | str, index: dict[str, Any], quantize: str, dtype: torch.dtype
+    source: Path | str,
+    index: dict[str, Any],
+    quantize: str,
+    dtype: torch.dtype,
+    variant: str | None = None,
 ) -> dict[str, Any]:
     """{"unet" or "transformer": the denoiser with linear layers in 8bit or 4bit (NF4)}."""
     name = "unet" if "unet" in index else "transformer"
@@ -39,5 +43,6 @@ def quantized_denoiser(
         }
     config = diffusers.BitsAndBytesConfig(**bits)
     load = kind.from_pretrained
-    settings = {"subfolder": name, "quantization_config": config, "dtype": dtype}
+    settings: dict[str, Any] = {"subfolder": name, "quantization_config": config, "dtype": dtype}
+    settings["variant"] = variant
     return {name: reach(source, load, source, **settings)}

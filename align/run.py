@@ -39,12 +39,9 @@ def open_run(
 ) -> Path:
     """Make the run's folder (default runs/COMMAND-TIME), write its run.json, return its path.
 
-<<<<<<< HEAD
     `ran` are further keys of run.json: what the settings came to, such as the scheduler's class.
-
-=======
     With `resume` an existing run.json stays as it is; `record_resume` goes on with it.
->>>>>>> training
+
     Raises ValueError where the folder is not empty and neither `overwrite` nor `resume` is given,
     or where `overwrite` would delete a folder that no run has written.
     """
@@ -55,12 +52,8 @@ def open_run(
         shutil.rmtree(item) if item.is_dir() and not item.is_symlink() else item.unlink()
     with clear_disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-<<<<<<< HEAD
-    write_json(folder / "run.json", describe_run(config, command) | ran)
-=======
     if not (resume and (folder / "run.json").is_file()):
-        write_json(folder / "run.json", describe_run(config, command))
->>>>>>> training
+        write_json(folder / "run.json", describe_run(config, command) | ran)
     return folder
 
 
@@ -81,7 +74,7 @@ def record_resume(folder: Path, config: Any, step: int) -> None:
         part = {name: former.get(name) for name in ("started", "arguments", "git_commit")}
         part |= {"until_step": step, "config": changed}
         described["earlier"] = [*former.get("earlier", ()), part]
-    write_json(folder / "run.json", described)
+    write_json(folder / "run.json", former | described)
 
 
 def check_folder(

@@ -19,6 +19,8 @@ from align.denoisers import (
     latent_shape,
     make_denoiser,
 )
+from align.files import brief
+from align.finite import check_finite
 from align.pixels import decode
 from align.schedules import check_eta, copy_scheduler, enter_at, set_timesteps, step_of_calls
 
@@ -119,7 +121,8 @@ def generate(
     its own draws the same one by `seed` with and without `latents`. `grad_steps=K` keeps the graph
     through the last K steps, "all" through all steps and to `latents`.
 
-    Raises ValueError for prompts, sizes or counts that do not fit.
+    Raises ValueError for prompts, sizes or counts that do not fit, and for pictures that are not
+    finite, as damaged weights and overflows make them.
     """
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     steps = len(timesteps) if timesteps else num_inference_steps
@@ -158,7 +161,9 @@ def generate(
             generator=generator,
             on_step=on_step,
         )
-        return decode(pipe, final, checkpointing=checkpointing)
+        images = decode(pipe, final, checkpointing=checkpointing)
+    check_finite(pipe, final.detach(), images.detach())
+    return images
 
 
 def make_noise(
@@ -262,7 +267,7 @@ def check_differentiable(
         if grad.isfinite().all() and grad.abs().sum() > 0:
             return
     except (RuntimeError, TypeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        reason = brief(error)
     raise ValueError(
         f"{type(scheduler).__name__} cannot be differentiated ({reason}); use grad_steps=0 or "
         "another scheduler, such as DDIMScheduler"

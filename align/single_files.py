@@ -1,5 +1,9 @@
 """Single-file checkpoints in their makers' layout, through diffusers' converters."""
 
+import pickle
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,7 +13,10 @@ import torch
 import transformers
 from diffusers.loaders.single_file_utils import fetch_diffusers_config, load_single_file_checkpoint
 
+from align.files import brief
 from align.hub import model_index, pipeline_class, reach, without_checker
+from align.lora_files import pickled
+from align.model_parts import only_variant
 
 SINGLE_FILES = (".safetensors", ".ckpt")
 # How the keys of each component begin, in a file that has it.
@@ -29,6 +36,14 @@ def load_single_file(path: Path, config: str | None, dtype: torch.dtype) -> Any:
     guesses a Hub id. Raises ValueError for a file that is no such checkpoint, FileNotFoundError
     where the config cannot be had.
     """
+    with _lower_case(path) as lower:
+        try:
+            return _load(lower, config, dtype)
+        except (FileNotFoundError, ValueError) as error:
+            raise type(error)(str(error).replace(str(lower), str(path))) from error
+
+
+def _load(path: Path, config: str | None, dtype: torch.dtype) -> Any:
     index, config = _index(path, config)
     kind, local = pipeline_class(config, index), Path(config).is_dir()
     settings = {"config": config, "dtype": dtype, "local_files_only": local}
@@ -76,8 +91,11 @@ def _absent_parts(
         else:
             continue
         if not any(key.startswith(starts) for key in keys):
-            load = getattr(home, kind).from_pretrained
-            absent[name] = reach(source, load, source, subfolder=name, dtype=dtype)
+            load, variant = getattr(home, kind).from_pretrained, None
+            if isinstance(source, Path):
+                variant = only_variant(source, [name])
+            settings = {"subfolder": name, "dtype": dtype, "variant": variant}
+            absent[name] = reach(source, load, source, **settings)
     return absent
 
 
@@ -88,7 +106,26 @@ def _sound(path: Path, load: Any, *arguments: Any, **settings: Any) -> Any:
     except FileNotFoundError:
         raise
     except Exception as error:  # diffusers raises anything, from KeyError to its own
-        reason = str(error).strip().splitlines() or [type(error).__name__]
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, pickle.UnpicklingError):
+                raise ValueError(pickled(path, cause)) from error
+            cause = cause.__cause__ or cause.__context__
         raise ValueError(
-            f"{path} is no checkpoint that diffusers can read ({reason[0]})"
+            f"{path} is no checkpoint that diffusers can read ({brief(error)})"
         ) from error
+
+
+@contextmanager
+def _lower_case(path: Path) -> Iterator[Path]:
+    """The file under a name whose suffix is in small letters, by which diffusers knows formats."""
+    if path.suffix == path.suffix.lower():
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        link = Path(folder) / f"{path.stem}{path.suffix.lower()}"
+        try:
+            link.symlink_to(path.resolve())
+        except OSError as error:  # as on Windows, without the right to
+            raise ValueError(f"{path} needs a suffix in small letters; rename it") from error
+        yield link

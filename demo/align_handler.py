@@ -92,7 +92,7 @@ def lines(text: Any) -> list[str]:
         raise ValueError("there is no prompt; write at least one, one a line")
     if len(text) > OWN_PROMPTS * 200:
         raise ValueError(f"the prompts have {len(text)} characters; at most {OWN_PROMPTS * 200}")
-    found = [line.strip() for line in text.splitlines() if line.strip()]
+    found = [line.strip() for line in text.replace("\r", "\n").split("\n") if line.strip()]
     if len(found) > OWN_PROMPTS:
         raise ValueError(f"there are {len(found)} prompts; at most {OWN_PROMPTS} are allowed")
     return [values.text("prompt", line, needed=True) for line in found]

@@ -15,6 +15,7 @@ from align.demo.links import address
 from align.demo.messages import one_sentence, plural, progress, status
 from align.demo.streaming import stopped, until_stopped
 from align.evaluation.config import CompareConfig
+from align.evaluation.methods import parse_methods
 from align.report import command_line
 
 if TYPE_CHECKING:
@@ -186,8 +187,9 @@ def running(done: "Compared") -> str:
 
 def finished(done: "Compared", config: CompareConfig, prompt: str, early: bool) -> str:
     """The line at the end."""
-    names = [short(part) for part in config.methods.split(",")]
-    lora = [part.partition("=")[2] for part in config.methods.split(",") if "lora=" in part]
+    methods = parse_methods(config.methods)
+    names = [short(method.label) for method in methods]
+    lora = [lora for method in methods if method.nar is None for lora in method.loras]
     where = address(
         "compare", prompt=prompt, methods=names, budget=config.budget.removesuffix("images"),
         reward=config.reward, model=config.model, lora=lora, seed=config.seed,

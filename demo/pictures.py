@@ -17,6 +17,7 @@ from align.config import GenerateConfig
 from align.demo.safety import screened, ships
 from align.demo.streaming import stream
 from align.denoisers import image_size
+from align.lora_files import parse_lora
 from align.models import best_device, load_pipeline
 from align.nar.clips import save_clip
 from align.pixels import decode
@@ -117,7 +118,7 @@ def reward_of(expression: str) -> Any:
 
 def written(lora: str) -> float:
     """When a LoRA on this disk was last written; 0 for one on the Hub."""
-    folder = Path(lora.rpartition("=")[0] or lora).expanduser()
+    folder = Path(parse_lora(lora)[0]).expanduser()
     files = [folder] if folder.is_file() else folder.rglob("*.safetensors")
     return max((file.stat().st_mtime for file in files), default=0.0)
 

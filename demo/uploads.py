@@ -7,9 +7,10 @@ import struct
 import warnings
 from typing import Any
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from align.demo import values
+from align.picture_files import rgb
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 MAX_BYTES = 10_000_000
@@ -47,7 +48,7 @@ def _read(content: bytes) -> Image.Image:
                 f"{MAX_PIXELS // 1_000_000} million are allowed"
             )
         image.load()
-        return ImageOps.exif_transpose(image).convert("RGB")
+        return rgb(image)
     except (UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise ValueError(f"the file is no picture that can be read; send {NAMES}") from error
     except (OSError, SyntaxError, EOFError, struct.error) as error:

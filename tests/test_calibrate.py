@@ -246,7 +246,7 @@ def test_bad_data(tmp_path):
         read_ratings(write_data(tmp_path, [{**row, "image": "b.png"}]))
     (tmp_path / "c.png").write_text("no picture")
     broken = write_data(tmp_path, [{**row, "image": "c.png"}])
-    with pytest.raises(ValueError, match=r"c.png is no readable picture"):
+    with pytest.raises(ValueError, match=r"c.png cannot be read as a picture"):
         calibrate(broken, "jpeg", tmp_path / "t.json")
     with pytest.raises(FileNotFoundError, match="no weights table"):
         read_table(tmp_path / "absent.json")

@@ -11,26 +11,14 @@
 | TIFA, GenAI-Bench | JSON, a list or an object of entries | `caption`, `prompt` | `source`, … |
 """
 
-import csv
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from align.checks import one_of
+from align.prompt_files import SUFFIXES, read_prompts
 from align.prompts import PromptSet, builtin_names, load_prompts
 
-PROMPT_COLUMNS = (
-    "prompt",
-    "prompts",
-    "original_prompt",
-    "original_prompts",
-    "synthetic_prompt",
-    "synthetic_prompts",
-    "meta_prompt",
-    "text",
-    "caption",
-)
 CATEGORY_COLUMNS = (
     "category",
     "tag",
@@ -40,8 +28,6 @@ CATEGORY_COLUMNS = (
     "basic_skills",
     "source",
 )
-TABLES = {".csv": ",", ".tsv": "\t"}
-SUFFIXES = (".txt", ".csv", ".tsv", ".jsonl", ".ndjson", ".json")
 
 
 def load_benchmark(name_or_path: str) -> PromptSet:
@@ -54,11 +40,16 @@ def load_benchmark(name_or_path: str) -> PromptSet:
     if name_or_path in builtin_names() or not path.exists():
         return _with_categories(load_prompts(name_or_path), "animals")
     if not path.is_dir():
-        return _with_categories(_merged(name_or_path, list(_read(path))), _stem(path))
-    files = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
+        return _with_categories(_merged(name_or_path, read_prompts(path)), _stem(path))
+    files = sorted(
+        file
+        for file in path.iterdir()
+        if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")  # macOS' `._` files
+    )
     if not files:
         raise ValueError(f"folder {path} has no prompt files ({', '.join(SUFFIXES)})")
-    parts = [_with_categories(_merged(str(file), list(_read(file))), _stem(file)) for file in files]
+    merged = [_merged(str(file), read_prompts(file)) for file in files]
+    parts = [_with_categories(m, _stem(file)) for m, file in zip(merged, files, strict=True)]
     prompts = [prompt for part in parts for prompt in part.prompts]
     return PromptSet(name_or_path, prompts, [row for part in parts for row in part.metadata])
 
@@ -80,45 +71,6 @@ def choose(prompts: PromptSet, categories: str | None, per_category: int | None)
     return PromptSet(
         prompts.name, [prompts.prompts[i] for i in rows], [prompts.metadata[i] for i in rows]
     )
-
-
-def _read(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(prompt, the row's other columns) of a file of any of these formats."""
-    if path.suffix not in (*TABLES, ".json", ".jsonl", ".ndjson"):
-        plain = load_prompts(path)
-        yield from zip(plain.prompts, plain.metadata, strict=True)
-        return
-    for number, row in enumerate(_rows(path), start=1):
-        if not isinstance(row, dict):
-            yield _text(row, path, number), {}
-            continue
-        names = {str(name).strip().lower(): name for name in row if name}
-        column = next((names[name] for name in PROMPT_COLUMNS if name in names), None)
-        if column is None:
-            columns = ", ".join(map(str, row)) or "none"
-            raise ValueError(f"{path} has no column of prompts; its columns are {columns}")
-        rest = {key: value for key, value in row.items() if key and key != column}
-        yield _text(row[column], path, number), rest
-
-
-def _rows(path: Path) -> list[Any]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        if path.suffix in TABLES:
-            return list(csv.DictReader(text.splitlines(True), delimiter=TABLES[path.suffix]))
-        if path.suffix == ".json":
-            data = json.loads(text)
-            return list(data.values()) if isinstance(data, dict) else list(data)
-        return [json.loads(line) for line in text.splitlines() if line.strip()]
-    except (ValueError, TypeError) as error:
-        kind = path.suffix.removeprefix(".").upper()
-        raise ValueError(f"prompt file {path} is not {kind}: {error}") from error
-
-
-def _text(value: Any, path: Path, number: int) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"row {number} of {path} has no prompt")
-    return value.strip()
 
 
 def _merged(name: str, rows: Sequence[tuple[str, dict[str, Any]]]) -> PromptSet:

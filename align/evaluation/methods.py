@@ -13,6 +13,7 @@ nar-bon, nar-bon=16, nar-bon=DIR, nar=DIR+bon=16
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, get_args
 
 import torch
@@ -68,16 +69,35 @@ def parse_methods(text: str) -> list[Method]:
 
     Raises ValueError for an unknown method, a count out of place, or one named twice.
     """
-    methods = [_parse_method(label.strip()) for label in text.split(",")]
+    methods = [_parse_method(label.strip()) for label in _split(text, ",")]
     for index, method in enumerate(methods):
         if method.label in [other.label for other in methods[:index]]:
             raise ValueError(f"method {method.label} is named twice; name each once")
     return methods
 
 
+def _split(text: str, mark: str) -> list[str]:
+    """The parts of a list; a mark in the name of a path that exists splits nothing."""
+    parts, pieces = [], text.split(mark)
+    while pieces:
+        count = max((n for n in range(2, len(pieces) + 1) if _is_path(mark, pieces[:n])), default=1)
+        parts.append(mark.join(pieces[:count]))
+        pieces = pieces[count:]
+    return parts
+
+
+def _is_path(mark: str, pieces: Sequence[str]) -> bool:
+    """Whether METHOD=PATH or METHOD=PATH=WEIGHT was cut at a mark inside of the path."""
+    if "=" not in pieces[0]:
+        return False
+    path = mark.join(pieces).partition("=")[2].strip()
+    names = [name for name in (path, path.rpartition("=")[0]) if mark in name]
+    return any(Path(name).expanduser().exists() for name in names)
+
+
 def _parse_method(label: str) -> Method:
     search, loras, count, nar = "base", [], None, None
-    for part in label.split("+"):
+    for part in _split(label, "+"):
         name, equals, value = part.strip().partition("=")
         if name == "lora" and value:
             loras.append(value)

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from align.evaluation.spending import spending
+from align.lora_files import parse_lora
 from align.rewards.reward import Reward
 
 DEFAULT = "embedded/nar-scenes"
@@ -20,8 +21,7 @@ def nar_source(value: str) -> tuple[str, tuple[str, ...]]:
 
     A run knows which model it was trained from; any other LoRA goes on the embedded model.
     """
-    folder = Path(value.rpartition("=")[0] or value).expanduser()
-    folder = folder if folder.exists() else Path(value).expanduser()
+    folder = Path(parse_lora(value)[0]).expanduser()
     model = (folder / "model_index.json").is_file() or (folder / "pipeline").is_dir()
     if not value:
         return DEFAULT, ()

@@ -8,16 +8,16 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
-from PIL import Image
 from torch import Tensor
 
+from align.files import brief
+from align.picture_files import SUFFIXES, is_picture, read_picture
 from align.scenes import CATEGORIES, layout, parse, render
 from align.scenes.dataset import random_stated_scene
 
 Features = Callable[[Float[Tensor, "b 3 h w"]], Float[Tensor, "b d"]]
 SIGMA, SCALE = 10.0, 1000.0  # of CMMD, as published
 TRAINING_PICTURES = 4000  # searched for the nearest, of those a training process draws first
-PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 @torch.no_grad()
@@ -71,8 +71,7 @@ def clip_features(name: str, device: str | None = None) -> Features:
         processor = CLIPImageProcessor.from_pretrained(name)
     except OSError as error:
         raise FileNotFoundError(
-            f"--clip {name} is no CLIP folder and could not be loaded from the Hub "
-            f"({str(error).splitlines()[0]})"
+            f"--clip {name} is no CLIP folder and could not be loaded from the Hub ({brief(error)})"
         ) from error
     model.eval().to(device or "cpu")
 
@@ -109,10 +108,10 @@ def real_pictures(folder: str) -> list[Float[Tensor, "3 h w"]]:
     """The pictures of a folder, in [0, 1]. Raises FileNotFoundError, ValueError if it has none."""
     if not Path(folder).is_dir():
         raise FileNotFoundError(f"no folder of real pictures {folder}")
-    files = sorted(file for file in Path(folder).rglob("*") if file.suffix.lower() in PICTURES)
+    files = sorted(f for f in Path(folder).rglob("*") if is_picture(f.relative_to(folder)))
     if not files:
-        raise ValueError(f"--real {folder} has no pictures ({', '.join(PICTURES)})")
-    return [_tensor(np.array(Image.open(file).convert("RGB"))) for file in files]
+        raise ValueError(f"--real {folder} has no pictures ({', '.join(SUFFIXES)})")
+    return [_tensor(np.array(read_picture(file))) for file in files]
 
 
 def training_pictures(count: int = TRAINING_PICTURES) -> Float[Tensor, "n 3 64 64"]:

@@ -25,7 +25,7 @@ class NarGenerateConfig:
     prompt: tuple[str, ...] = ()
     """Prompts, as plain arguments (text-conditional models)."""
     prompts: str | None = None
-    """A built-in prompt set, or a text (one prompt a line), CSV or JSONL file."""
+    """A built-in prompt set, or a text (one prompt a line), CSV, TSV, JSONL or JSON file."""
     class_labels: tuple[str, ...] = ()
     """Class names or numbers (class-conditional models)."""
     model: str = "embedded/nar-scenes"

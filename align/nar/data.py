@@ -2,21 +2,26 @@
 
 import hashlib
 import importlib.util
-import io
 import json
+import logging
 import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
+from align.nar.captions import caption_beside, one_caption, read_metadata
+from align.picture_files import FAULTS, SUFFIXES, is_picture, read_picture, rgb
+
+log = logging.getLogger(__name__)
+UNREAD = (".heic", ".heif", ".avif", ".jxl", ".dng", ".cr2", ".nef", ".arw", ".psd", ".svg")
 
 
 @dataclass(frozen=True)
@@ -32,9 +37,10 @@ class Picture:
 def find_pictures(data: str) -> list[Picture]:
     """List the pictures of a folder, of .tar files (`a.tar`, or a pattern) or of a dataset.
 
-    In a folder, the label is the first subfolder, and the caption the text file of the same name
-    or the `text` of `metadata.jsonl`. In .tar files they are the members `.cls` and `.txt` of a
-    picture's name; in a dataset, the columns `label` and `text` or `caption`.
+    In a folder, the label is the first subfolder, and the caption the `text` of `metadata.jsonl` or
+    `metadata.csv`, as imagefolder has them, or the .txt or .caption file of the same name. In .tar
+    files they are the members `.cls` and `.txt` of a picture's name; in a dataset, the columns
+    `label` and `text` or `caption`.
 
     Raises:
         FileNotFoundError: there is no such folder or file.
@@ -60,28 +66,37 @@ def find_pictures(data: str) -> list[Picture]:
 
 
 def _from_folder(folder: Path) -> list[Picture]:
-    captions: dict[str, str] = {}
-    metadata = folder / "metadata.jsonl"
-    if metadata.is_file():
-        for line in metadata.read_text(encoding="utf-8").splitlines():
-            record = json.loads(line)
-            captions[record["file_name"]] = record.get("text") or record.get("caption")
-    pictures = []
-    for file in sorted(folder.rglob("*")):
-        if file.suffix.lower() not in SUFFIXES or not file.is_file():
-            continue
-        relative = file.relative_to(folder)
-        beside = file.with_suffix(".txt")
-        caption = captions.get(relative.as_posix())
-        if caption is None and beside.is_file():
-            caption = beside.read_text(encoding="utf-8").strip()
-        label = relative.parts[0] if len(relative.parts) > 1 else None
-        pictures.append(Picture(str(file), _opener(file), label, caption))
+    files = [
+        file
+        for file in sorted(folder.rglob("*"))
+        if is_picture(file.relative_to(folder)) and file.is_file()
+    ]
+    _tell_of_others(folder)
+    told, pictures = read_metadata(folder, files), []
+    for file in files:
+        parts = file.relative_to(folder).parts
+        label, caption = told.get(file, (None, None))
+        pictures.append(
+            Picture(
+                str(file),
+                partial(read_picture, file),
+                label or (parts[0] if len(parts) > 1 else None),
+                caption or caption_beside(file),
+            )
+        )
     return pictures
 
 
-def _opener(file: Path) -> Callable[[], Image.Image]:
-    return lambda: Image.open(file)
+def _tell_of_others(folder: Path) -> None:
+    """Say which pictures are left out, as they are in a format that is not read."""
+    left = [file for file in folder.rglob("*") if file.suffix.lower() in UNREAD]
+    if left:
+        log.warning(
+            "%d pictures are left out (the first is %s); convert them to one of %s",
+            len(left),
+            left[0],
+            ", ".join(SUFFIXES),
+        )
 
 
 def _from_tar(file: Path) -> list[Picture]:
@@ -89,8 +104,8 @@ def _from_tar(file: Path) -> list[Picture]:
     groups: dict[str, dict[str, tarfile.TarInfo]] = {}
     with tarfile.open(file, "r:") as archive:
         for member in archive:
-            if member.isfile():
-                folder, _, base = member.name.rpartition("/")
+            folder, _, base = member.name.rpartition("/")
+            if member.isfile() and is_picture(f"{folder}/{base.partition('.')[0]}.png"):
                 stem, _, suffix = base.partition(".")
                 groups.setdefault(f"{folder}/{stem}", {})[f".{suffix.lower()}"] = member
 
@@ -105,11 +120,19 @@ def _from_tar(file: Path) -> list[Picture]:
         if image is None:
             continue
         label, caption = (
-            read(members[s]).decode().strip() if s in members else None for s in (".cls", ".txt")
+            _decoded(f"{file}, member {name}{s}", read(members[s])) if s in members else None
+            for s in (".cls", ".txt")
         )
-        opener = lambda member=image: Image.open(io.BytesIO(read(member)))  # noqa: E731
+        opener = lambda member=image: read_picture(read(member), member.name)  # noqa: E731
         pictures.append(Picture(f"{file}:{name}", opener, label, caption))
     return pictures
+
+
+def _decoded(where: str, data: bytes) -> str:
+    try:
+        return data.decode("utf-8-sig").strip()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{where}, is not UTF-8 (byte {error.start})") from error
 
 
 def _from_datasets(name: str) -> list[Picture]:
@@ -136,7 +159,7 @@ def _from_datasets(name: str) -> list[Picture]:
             f"{name}[{i}]",
             lambda i=i: rows[i]["image"],
             None if labels[i] is None else (names[labels[i]] if names else str(labels[i])),
-            texts[i],
+            one_caption(texts[i]),
         )
         for i in range(len(rows))
     ]
@@ -149,8 +172,8 @@ def load_pixels(picture: Picture, size: tuple[int, int]) -> UInt8[Tensor, "3 h w
     """
     height, width = size
     try:
-        image = picture.open().convert("RGB")
-    except (OSError, UnidentifiedImageError) as error:
+        image = rgb(picture.open())
+    except FAULTS as error:
         raise ValueError(f"{picture.name} cannot be read as a picture: {error}") from error
     if image.size != (width, height):
         image = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
@@ -159,6 +182,7 @@ def load_pixels(picture: Picture, size: tuple[int, int]) -> UInt8[Tensor, "3 h w
 
 def fingerprint(pictures: list[Picture], *facts: Any) -> str:
     """A hash of what was listed and of further facts, to know a cache by."""
+    facts = ("upright, on white", *facts)  # how pictures are read
     digest = hashlib.sha256(json.dumps([str(fact) for fact in facts]).encode())
     for picture in pictures:
         file = Path(picture.name)

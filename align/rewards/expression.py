@@ -15,6 +15,7 @@ import difflib
 import math
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 COMBINATORS = ("min", "product", "z")
 KEYS = {"detector": ("present", "remove", "count", "model")}  # settings that rewards take as KEY=
@@ -159,7 +160,7 @@ def _read_call(text: str, at: int, call: re.Match) -> tuple[tuple[Combination, f
 def _read_term(text: str, at: int, body: str) -> tuple[Term, float]:
     """`NAME[:ARGUMENT][=WEIGHT]` or `PATH.py:FUNCTION[=WEIGHT]`."""
     head, equals, tail = body.rpartition("=")
-    is_weight = bool(equals) and (":" not in head or _is_number(tail))
+    is_weight = bool(equals) and (":" not in head or _is_number(tail)) and not _is_path(body)
     weight = _weight(text, at + len(head) + 1, tail) if is_weight else 1.0
     head = head.rstrip() if is_weight else body
     if is_weight and _is_key(head):
@@ -186,6 +187,13 @@ def _is_key(head: str) -> bool:
     """Whether a term without its last `=NUMBER` ends in the key of one of its settings."""
     name, _, argument = head.partition(":")
     return argument.split(";")[-1].strip() in KEYS.get(name.strip(), ())
+
+
+def _is_path(body: str) -> bool:
+    """Whether a term ends in a path that exists, so that the `=` in it belongs to a name."""
+    function, argument = _FUNCTION.fullmatch(body), body.partition(":")[2].strip()
+    path = function["path"] if function else argument
+    return "=" in path and Path(path).expanduser().exists()
 
 
 def _is_number(text: str) -> bool:

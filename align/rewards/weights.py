@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from align.files import brief
 from align.rewards.catalogue import Source, size_text
 
 Model = TypeVar("Model")
@@ -143,7 +144,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} is damaged or no checkpoint; fetch it again") from error
     except (SafetensorError, RuntimeError, EOFError, ValueError, OSError) as error:
         raise ValueError(
-            f"{path} is damaged, truncated or no checkpoint ({_reason(error)}); fetch it again"
+            f"{path} is damaged, truncated or no checkpoint ({brief(error)}); fetch it again"
         ) from error
     for wrapper in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
@@ -187,7 +188,7 @@ def load_model(kind: Any, folder: Path, **settings: Any) -> Any:
             )
     except (SafetensorError, OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise ValueError(
-            f"{folder} cannot be read as a {kind.__name__} ({_reason(error)}); fetch it again"
+            f"{folder} cannot be read as a {kind.__name__} ({brief(error)}); fetch it again"
         ) from error
     if info["missing_keys"] or info["mismatched_keys"]:
         lacking = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
@@ -229,8 +230,3 @@ def shared(key: tuple, make: Callable[[], Model]) -> Model:
     if key not in known:
         known[key] = make()
     return known[key]
-
-
-def _reason(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from align.config import TrainConfig
-from align.files import write_atomic, write_json
+from align.files import brief, write_atomic, write_json
 from align.run import read_metrics
 from align.training.judge import not_held_out
 from align.training.pictures import PICTURES
@@ -162,7 +162,7 @@ def push_to_hub(folder: Path, repository: str) -> str:
         address = HfApi().create_repo(repository, exist_ok=True)
         HfApi().upload_folder(repo_id=address.repo_id, folder_path=folder)
     except Exception as error:  # the client raises errors of several libraries
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = brief(error)
         raise ValueError(
             f"{folder} was not uploaded to {repository} ({reason}); it is on this disk; run "
             "`hf auth login` and upload it with `hf upload`"

@@ -16,13 +16,8 @@ from align.denoisers import denoiser_module, make_denoiser
 from align.lora import remove_lora
 from align.pixels import decode
 from align.processes import end_training
-<<<<<<< HEAD
 from align.sample import generate, make_noise, sample, step_arguments
 from align.schedules import check_schedule
-from align.train import clear_memory_errors
-=======
-from align.sample import generate, make_noise, sample
->>>>>>> training
 from align.training.memory import plan
 from align.training.pictures import score_pictures
 from align.training.preferences import loss_of

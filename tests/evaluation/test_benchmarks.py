@@ -72,9 +72,9 @@ def test_dsg_has_a_row_a_question(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("a.csv", "words,x\ntwo cats,1\n", "has no column of prompts; its columns are words, x"),
+        ("a.csv", "words,x\ntwo cats,1\n", "has no column `prompt`; its columns are words, x"),
         ("a.csv", "prompt,category\ntwo cats,\n", r"prompt 1 of .* \('two cats'\) has no category"),
-        ("a.csv", "prompt,category\n,b\n", "row 1 of .* has no prompt"),
+        ("a.csv", "prompt,category\n,b\n", "line 2: no prompt"),
         ("a.json", "{", "is not JSON"),
         ("a.jsonl", "", "has no prompts, so its category is empty"),
     ],

@@ -142,7 +142,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(place, tmp_path, capsys, more,
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.csv", "text\na dog\n", "no column `prompt`"),
+        ("a.csv", "words\na dog\n", "no column `prompt`"),
         ("a.jsonl", '{"prompt": "a"}\n{"prompt": ""}\n', "line 2 has no text under `prompt`"),
         ("a.txt", "\n\n", "has no prompts"),
     ],
