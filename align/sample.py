@@ -159,6 +159,16 @@ def make_noise(
     return _starting_noise(pipe, len(generators), None, generators, height, width)
 
 
+def past_the_noise(
+    pipe: Any, seeds: Sequence[int], height: int | None = None, width: int | None = None
+) -> list[torch.Generator]:
+    """Generators of these seeds that have drawn the starting noise: what a sampler draws next is
+    independent of it, and the same as in a run that starts from the seed."""
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    _starting_noise(pipe, len(generators), None, generators, height, width)
+    return generators
+
+
 def check_steps(num_inference_steps: int, grad_steps: GradSteps, eta: float) -> None:
     """Raise ValueError where a setting of the loop is out of range."""
     if num_inference_steps < 1:
