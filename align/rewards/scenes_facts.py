@@ -66,6 +66,8 @@ def _unfloored(log_p: Tensor) -> Tensor:
 def _facts(scene: Scene, chosen: list[int], sure: dict[str, Tensor], found: Maps) -> list[Fact]:
     looks = Counter((o.color, o.shape) for o in scene.objects)
     names = [str(identify(o, looks)) for o in scene.objects]
+    if not scene.relations and len(set(scene.objects)) == 1:  # the surest of them comes first
+        chosen = sorted(chosen, key=lambda k: -float(sure["object"][0, k]))
     facts, seen = [], Counter[tuple[str, str]]()
     for i, (o, k) in enumerate(zip(scene.objects, chosen, strict=True)):
         nth = ORDINALS[seen[o.color, o.shape]]
