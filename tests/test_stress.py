@@ -73,13 +73,13 @@ def by_hand(point, norm, picture, steps, on_sphere):
         image, prompt = picture(point)
         score = dark_corner(image, [prompt])
         (down,) = torch.autograd.grad(-score.sum(), point)
-        scores.append((float(score), float(red(image, [prompt]))))
+        scores.append((float(score.detach()), float(red(image, [prompt]).detach())))
         point = point - LENGTH * norm * down / down.norm()
         point = point * (norm / point.norm()) if on_sphere else point
     return scores
 
 
-@pytest.mark.parametrize("name", ["sd", "flux-schnell", "sana-sprint"])
+@pytest.mark.parametrize("name", ["sd", "flux-schnell", "lcm"])
 def test_ascents_of_the_noise_are_those_of_a_loop_by_hand(name):
     pipe = tiny_pipeline(name)
     found = moments(pipe, steps=3, num_inference_steps=2)
