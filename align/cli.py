@@ -134,6 +134,26 @@ def rewards_calibrate(args: list[str]) -> None:
     print(run(config))
 
 
+def rewards_explain(args: list[str]) -> None:
+    """why a score is low: `align rewards explain "PROMPT" PICTURE...`"""
+    from align.explain_config import ExplainConfig
+
+    config = parse(ExplainConfig, args, "rewards explain")
+    from align.explain import run
+
+    print(run(config))
+
+
+def rewards_stress(args: list[str]) -> None:
+    """how far a reward can be raised before a judge that is not optimized falls"""
+    from align.stress_config import StressConfig
+
+    config = parse(StressConfig, args, "rewards stress")
+    from align.stress import run
+
+    print(run(config))
+
+
 def fetch(args: list[str]) -> None:
     """download the weights of published rewards; --list, --check"""
     from align.fetch_config import FetchConfig
@@ -179,6 +199,8 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "models": models,
     "rewards": rewards,
     "rewards calibrate": rewards_calibrate,
+    "rewards explain": rewards_explain,
+    "rewards stress": rewards_stress,
     "fetch": fetch,
     "nar generate": nar.nar_generate,
     "nar train": nar.nar_train,

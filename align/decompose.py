@@ -97,7 +97,7 @@ def scene_assertions(scene: Scene) -> tuple[Assertion, ...]:
             thing = Thing(shape, (color,))
             found.append(count_assertion(thing, n, PLURALS[shape], NUMBERS[n - 1]))
     for relation in scene.relations:
-        a, b = (_identify(scene.objects[i], looks) for i in (relation.first, relation.second))
+        a, b = (identify(scene.objects[i], looks) for i in (relation.first, relation.second))
         found.append(relation_assertion(a, relation.kind, b))
     return tuple(dict.fromkeys(found))
 
@@ -109,7 +109,7 @@ def _alike(scene: Scene, thing: SceneObject) -> bool:
     return len(same) == 1
 
 
-def _identify(thing: SceneObject, looks: Counter) -> Thing:
+def identify(thing: SceneObject, looks: Counter) -> Thing:
     """The shortest description that tells an object from the others."""
     if looks[thing.color, thing.shape] == 1:
         return Thing(thing.shape, (thing.color,))

@@ -7,7 +7,7 @@ Heavy imports are inside the functions, so that the page is there before the mod
 import logging
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from html import escape
 from pathlib import Path
@@ -34,6 +34,7 @@ from align.report import command_line
 
 if TYPE_CHECKING:
     from align.demo.pictures import Update, Verdict
+    from align.rewards.facts import Fact
 
 log = logging.getLogger(__name__)
 
@@ -163,7 +164,8 @@ def findings(verdicts: "list[Verdict]", config: Any) -> str:
     right = sum(verdict.exact for verdict in verdicts)
     rows = "".join(
         f'<li class="{"good" if v.exact else "bad"}"><b>{_caption(i, v)}</b> {escape(v.sees)} '
-        f"<small>({v.partial:.0%} of what is asked for, seed {config.seed + i})</small></li>"
+        f"<small>({v.partial:.0%} of what is asked for, seed {config.seed + i})</small>"
+        f"{facts_list(v.facts)}</li>"
         for i, v in enumerate(verdicts)
     )
     return (
@@ -171,6 +173,25 @@ def findings(verdicts: "list[Verdict]", config: Any) -> str:
         f"back and takes no part in making them: {right} of {len(verdicts)} exactly as asked.</p>"
         f"<ul>{rows}</ul></div>"
     )
+
+
+def facts_list(facts: "Sequence[Fact]") -> str:
+    """The facts of a picture, to be opened; nothing where there are none."""
+    if not facts:
+        return ""
+    rows = "".join(f"<li>{fact_text(fact)}</li>" for fact in facts)
+    return f"<details><summary>Fact by fact, by scenes-detector</summary><ul>{rows}</ul></details>"
+
+
+def fact_text(fact: "Fact") -> str:
+    """`✗ 12% the red circle is striped`, and what is there instead."""
+    note = f" ({fact.note})" if fact.note else ""
+    return f"{likely(fact)} {escape(fact.text + note)}"
+
+
+def likely(fact: "Fact") -> str:
+    """`✓ 98%`: how probably a fact holds."""
+    return f"{'✓' if fact.probability >= 0.5 else '✗'} {fact.probability:.0%}"
 
 
 def warm_up() -> None:

@@ -12,6 +12,7 @@ import gradio as gr
 from align.config import OptimizeRunConfig
 from align.demo import values
 from align.demo.choices import check_lora, check_model, check_reward
+from align.demo.handlers import likely
 from align.demo.links import address
 from align.demo.messages import one_sentence, plural, progress, status
 from align.demo.streaming import stopped, until_stopped
@@ -39,7 +40,7 @@ assert set(METHODS) == set(get_args(Method))
 
 def make_optimize(allow_any_model: bool) -> Callable[..., Iterator[tuple]]:
     """The handler of the tab. It yields (best, initial, gallery, curves, status, explanation,
-    noise file, seed, command)."""
+    noise file, seed, command, facts)."""
 
     def optimize(
         prompt: str,
@@ -78,7 +79,7 @@ def make_optimize(allow_any_model: bool) -> Callable[..., Iterator[tuple]]:
 def _run(config: OptimizeRunConfig, run_name: Any) -> Iterator[tuple]:
     unchanged, command = gr.skip(), command_line("optimize", config)
     loading = status("Loading the model and the rewards …")
-    yield None, None, [], "", loading, "", unchanged, config.seed, command
+    yield None, None, [], "", loading, "", unchanged, config.seed, command, ""
     from align.demo.search import search_steps  # takes a while at first
 
     found = None
@@ -86,12 +87,12 @@ def _run(config: OptimizeRunConfig, run_name: Any) -> Iterator[tuple]:
         with closing(until_stopped(search_steps(config, Path(folder)), run_name)) as updates:
             for newer in updates:
                 if newer is None:
-                    yield (unchanged,) * 9
+                    yield (unchanged,) * 10
                 else:
                     yield frame(newer, found, config, running(newer, config))
                     found = newer
         if stopped(run_name) and (found is None or found.step is None):
-            yield (*(unchanged,) * 4, status("Stopped."), *(unchanged,) * 4)
+            yield (*(unchanged,) * 4, status("Stopped."), *(unchanged,) * 5)
             return
         if found is None or found.step is None:
             raise RuntimeError("the search ended without a picture")
@@ -112,6 +113,23 @@ def frame(found: "Found", shown: "Found | None", config: OptimizeRunConfig, line
         gr.update(value=found.noise, interactive=True) if fresh and found.noise else skip,
         skip,
         skip,
+        facts_table(found) if fresh else skip,
+    )
+
+
+def facts_table(found: "Found") -> str:
+    """How probably each stated fact holds in the first picture and in the best, as a table."""
+    if len(found.facts) < 2:
+        return ""
+    rows = "".join(
+        f"<tr><th scope='row'>{escape(fact.text)}</th><td>{likely(fact)}</td>"
+        f"<td>{likely(best)}{f' <small>{escape(best.note)}</small>' if best.note else ''}</td></tr>"
+        for fact, best in zip(*found.facts, strict=True)
+    )
+    return (
+        '<div class="findings"><table><thead><tr><th scope="col">Fact, by scenes-detector</th>'
+        '<th scope="col">First</th><th scope="col">Best so far</th></tr></thead>'
+        f"<tbody>{rows}</tbody></table></div>"
     )
 
 

@@ -47,6 +47,8 @@ main.contain > .column, #tabs, #tabs > .tab-wrapper { min-width: 0 !important; m
 .status .warning { color: var(--body-text-color); }
 .status a { color: var(--link-text-color); text-decoration: underline; white-space: nowrap; }
 .findings ul { list-style: none; padding: 0; }
+.findings details { margin: .2rem 0 .5rem 1rem; font-variant-numeric: tabular-nums; }
+.findings summary { cursor: pointer; }
 .findings .good b { color: #15803d; }
 .findings .bad b { color: #b91c1c; }
 .dark .findings .good b { color: #4ade80; }

@@ -24,6 +24,7 @@ from align.pixels import decode
 from align.prompt_words import prompt_warnings
 from align.report import objects_text
 from align.rewards import load_reward
+from align.rewards.facts import Fact, explain
 from align.run import save_image
 
 SLOT = threading.Lock()  # a stopped job may still be finishing its step when the next one starts
@@ -32,6 +33,7 @@ PREVIEW_SHARE = 0.25  # of the time at most goes into previews
 SIZE_FACTOR = 2  # sides up to this many times the model's own
 KEPT_PIPELINES = 3
 KEPT_REWARDS = 4
+EXPLAINER = "scenes-detector"
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,8 @@ class Verdict:
     partial: float
     """Share of the stated facts that hold."""
     sees: str
+    facts: tuple[Fact, ...] = ()
+    """What `EXPLAINER` says of each stated fact; empty where it has no say."""
 
 
 def generate_steps(config: GenerateConfig) -> Generator[Update | None, None, None]:
@@ -158,20 +162,40 @@ def slug(prompt: str) -> str:
 def judge(model: str, prompt: str, images: Float[Tensor, "b 3 h w"]) -> list[Verdict]:
     """What the verifier sees in pictures by an embedded model; empty where it has no say:
     for other models and sizes, and prompts outside its grammar."""
-    from align.scenes import parse, read, verify
+    from align.scenes import read, verify
 
-    if not model.startswith("embedded/") or images.shape[-2:] != (64, 64):
-        return []
-    try:
-        parse(prompt)
-    except ValueError:
+    if not of_scenes(model, prompt, images):
         return []
     exact, partial = verify([prompt] * len(images), images)
     pixels = images.detach().float().cpu().numpy()
+    facts = facts_of(model, prompt, images) or [()] * len(images)
     return [
-        Verdict(bool(e), float(p), objects_text(read(image)))
-        for e, p, image in zip(exact, partial, pixels, strict=True)
+        Verdict(bool(e), float(p), objects_text(read(image)), f)
+        for e, p, image, f in zip(exact, partial, pixels, facts, strict=True)
     ]
+
+
+def of_scenes(model: str, prompt: str, images: Float[Tensor, "b 3 h w"]) -> bool:
+    """Whether pictures and prompt are of the embedded world, so that they can be compared."""
+    from align.scenes import parse
+
+    try:
+        parse(prompt)
+    except ValueError:
+        return False
+    return model.startswith("embedded/") and images.shape[-2:] == (64, 64)
+
+
+def facts_of(model: str, prompt: str, images: Float[Tensor, "b 3 h w"]) -> list[tuple[Fact, ...]]:
+    """The facts of pictures of one prompt by `EXPLAINER`; empty where it has no say, as `judge`,
+    or is not installed."""
+    if not of_scenes(model, prompt, images):
+        return []
+    try:
+        reward = reward_of(EXPLAINER)
+    except FileNotFoundError:
+        return []
+    return [tuple(row) for row in explain(reward, images, [prompt] * len(images))[EXPLAINER]]
 
 
 def judge_clips(model: str, prompt: str, clips: Float[Tensor, "b t 3 h w"]) -> list[Verdict]:

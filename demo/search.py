@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from align.config import OptimizeConfig, OptimizeRunConfig
-from align.demo.pictures import SLOT, pipeline, reward_of, slug
+from align.demo.pictures import SLOT, facts_of, pipeline, reward_of, slug
 from align.demo.safety import screened
 from align.demo.streaming import stoppable, stream
 from align.denoisers import denoiser_module
@@ -18,6 +18,7 @@ from align.noise_opt.folder import save_noise
 from align.noise_opt.records import OptimizeStep
 from align.noise_opt.weights import Weighing, weigh
 from align.prompt_words import prompt_warnings
+from align.rewards.facts import Fact
 from align.run import save_image
 
 PATH_SHOWN = 12  # pictures of the path
@@ -40,6 +41,8 @@ class Found:
     """(images made, term, gain over the first picture), for the curves."""
     first: dict[str, float] = field(default_factory=dict)
     """Of the first picture: its scores by term, and its total under ""."""
+    facts: tuple[tuple[Fact, ...], ...] = ()
+    """Of the first picture and of the best one, where they are known."""
 
 
 def search_steps(config: OptimizeRunConfig, folder: Path) -> Generator[Found | None, None, None]:
@@ -74,14 +77,16 @@ def _grown(
 ) -> Found:
     """What is known after a step; a new best is written with its noise."""
     prompt, name = config.prompt[0], slug(config.prompt[0])
-    initial, first, hidden = found.initial, found.first, []
+    initial, first, facts, hidden = found.initial, found.first, found.facts, []
     if step.iteration == 0:
         initial = folder / f"{name}-seed-{config.seed}.png"
         shown, hidden = screened(config.model, step.images[:1])
         save_image(initial, shown[0], prompt=prompt, seed=config.seed, **said)
         first = first_scores(found.weighing, config, step)
+        facts = tuple(facts_of(config.model, prompt, step.images[:1]))
     best, noise, path = found.best, found.noise, found.path
     if step.improved:
+        facts = (*facts[:1], *facts_of(config.model, prompt, step.best_image[None]))
         best = folder / f"{name}-best-{step.iteration:04d}.png"
         noise = folder / f"{name}-noise-{step.iteration:04d}.safetensors"
         shown, more = screened(config.model, step.best_image[None])
@@ -92,7 +97,7 @@ def _grown(
     warnings = [*dict.fromkeys([*found.warnings, *hidden])]
     return Found(
         found.weighing, warnings, step, initial, best, noise, path,
-        (*found.rows, *gains(found.weighing, first, step)), first,
+        (*found.rows, *gains(found.weighing, first, step)), first, facts,
     )  # fmt: skip
 
 

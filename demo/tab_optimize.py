@@ -49,11 +49,12 @@ def build(page: gr.Blocks, allow_any_model: bool) -> dict:
         "steps": steps, "guidance": guidance,
     }  # fmt: skip
     buttons = {"generate": shown.pop("generate"), "compare": shown.pop("compare")}
+    facts = shown.pop("facts")
     gr.on(
         [run.click, prompt.submit],
         handler.make_optimize(allow_any_model),
         [*fields.values(), name],
-        [*shown.values(), seed, command],
+        [*shown.values(), seed, command, facts],
         api_name="optimize",
         preprocess=False,  # the handler checks the values themselves
         js=parts.started("optimize-status"),
@@ -66,7 +67,7 @@ def build(page: gr.Blocks, allow_any_model: bool) -> dict:
 
 
 def outputs() -> dict:
-    """What the search shows, in the order of the handler's outputs; then the buttons."""
+    """What the search shows, in the order of the handler's outputs; then the buttons, and facts."""
     look = {
         "format": "png",
         "interactive": False,
@@ -84,6 +85,7 @@ def outputs() -> dict:
             min_width=140, **look,
         )  # fmt: skip
     status = gr.HTML(label="Status", elem_id="optimize-status")
+    facts = gr.HTML(label="Fact by fact", elem_id="optimize-facts")
     curves = gr.HTML(label="Gain of each reward", elem_id="optimize-curves")
     path = parts.pictures("optimize", "The path: every new best, with its score", columns=4)
     explained = gr.HTML(label="Why these weights", elem_id="optimize-explained")
@@ -97,4 +99,5 @@ def outputs() -> dict:
     return {
         "best": best, "initial": initial, "path": path, "curves": curves, "status": status,
         "explained": explained, "noise": noise, "generate": generate, "compare": compare,
+        "facts": facts,
     }  # fmt: skip

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from tiny import build
+from tiny_detector import stored as stored
 
 from align.config import GenerateConfig
 from align.demo import app, choices, handlers, messages, parts
@@ -313,6 +314,28 @@ def test_the_verifier_speaks_about_pictures_of_the_embedded_world():
     assert "seed 6" in text
     assert judge("embedded/scenes", "a dog", right) == []
     assert judge("some/model", prompt, right) == []
+
+
+def test_facts_stand_under_a_picture_where_the_detector_is_installed(stored, monkeypatch):
+    from align.demo import pictures
+    from align.rewards import scenes_layers
+
+    image = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    prompt = "a red circle to the left of a blue square"
+    pictures.reward_of.cache_clear()
+    verdicts = pictures.judge("embedded/scenes", prompt, image)
+    text = handlers.findings(verdicts, GenerateConfig(prompt=(prompt,)))
+    assert text.count("<details>") == 2
+    for verdict in verdicts:
+        relation = verdict.facts[2]
+        assert relation.text == "the red circle is left of the blue square"
+        mark = "✓" if relation.probability >= 0.5 else "✗"
+        assert f"<li>{mark} {relation.probability:.0%} {relation.text}</li>" in text
+    pictures.reward_of.cache_clear()
+    monkeypatch.setattr(scenes_layers, "EMBEDDED", stored / "nowhere")
+    without = pictures.judge("embedded/scenes", prompt, image)
+    assert [v.facts for v in without] == [(), ()]
+    assert "<details>" not in handlers.findings(without, GenerateConfig(prompt=(prompt,)))
 
 
 def test_the_page_has_the_endpoint_and_examples_of_seen_combinations():

@@ -5,13 +5,15 @@ import re
 import threading
 
 import gradio as gr
+import numpy as np
 import pytest
 import torch
 from demo_helpers import alike, opened, skipped, text_of
 from safetensors.torch import load_file
+from tiny_detector import stored as stored
 
 import align
-from align.demo import compare_handler, optimize_handler
+from align.demo import compare_handler, optimize_handler, search
 from align.demo.choices import expressions, nar_models
 from align.demo.drawing import nar_pipeline
 from align.demo.streaming import stop
@@ -48,7 +50,7 @@ def compare(run_name="", **changes):
 
 def test_a_search_is_that_of_align_optimize_and_its_noise_gives_the_picture():
     last, best, noise, initial, path = {}, None, None, None, []
-    for shown, first, gallery, curve, status, why, file, seed, command in optimize():
+    for shown, first, gallery, curve, status, why, file, seed, command, _ in optimize():
         if not skipped(shown) and shown is not None:
             noise, (best, said) = load_file(file["value"])["noise"], opened(shown)
         if not skipped(first) and first is not None:
@@ -78,6 +80,28 @@ def test_a_search_is_that_of_align_optimize_and_its_noise_gives_the_picture():
     assert "numeracy 100%" in last["why"].lower()
     assert last["command"].startswith("align optimize ")
     assert "'two green stars'" in last["command"]
+
+
+def test_facts_of_the_first_and_the_best_picture_stand_side_by_side(stored):
+    search.reward_of.cache_clear()
+    tables, pictures = [], []
+    for shown, first, *_, table in optimize(budget=4, num_inference_steps=1):
+        tables += [] if skipped(table) or not table else [table]
+        for path in (first, shown):
+            pictures += [] if skipped(path) or path is None else [opened(path)[0]]
+    rows = re.findall(
+        r"<tr><th scope='row'>(.*?)</th><td>(.*?)</td><td>(.*?)</td></tr>", tables[-1]
+    )
+    assert [row[0] for row in rows] == [
+        "a green star is there", "a second green star is there", "nothing else is there",
+    ]  # fmt: skip
+    for column, picture in ((1, pictures[0]), (2, pictures[-1])):
+        image = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None] / 255
+        (facts,) = search.facts_of("embedded/scenes", PROMPT, image)
+        for row, fact in zip(rows, facts, strict=True):
+            percent = int(re.search(r"(\d+)%", row[column])[1])
+            assert abs(percent - 100 * fact.probability) < 3  # the file is rounded to 8 bits
+    search.reward_of.cache_clear()
 
 
 def test_a_stopped_search_keeps_its_best():

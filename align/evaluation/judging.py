@@ -89,18 +89,7 @@ def load_judges(
 
     Raises ValueError where no judge fits the prompts, or the one named does not.
     """
-    unread = next((p for p in prompts.prompts if _fault(p)), None)
-    scenes = unread is None and size == (64, 64)
-    if config.judge is None and not scenes:
-        raise ValueError(f"no judge fits {prompts.name}; give --judge, a reward expression")
-    expression = config.judge or "verifier"
-    verifies = [name for name in terms_of(expression) if name in VERIFIER]
-    if verifies and not scenes:
-        fault = f"prompt {unread!r}" if unread else f"pictures of {size[1]}x{size[0]}"
-        raise ValueError(
-            f"judge {verifies[0]!r} reads scenes prompts and 64x64 pictures only, not {fault}; "
-            "give another --judge"
-        )
+    expression, scenes = judge_expression(config.judge, prompts, size)
     optimized = optimized_terms(config, methods)
     also = config.also or (SCENES_REWARDS if scenes else None)
     names = [*optimized, *(terms_of(also) if also else [])]
@@ -113,6 +102,29 @@ def load_judges(
         scenes=scenes,
         chosen=tuple(choosing_terms(_sources(config, methods))),
     )
+
+
+def judge_expression(
+    judge: str | None, prompts: PromptSet, size: tuple[int, int]
+) -> tuple[str, bool]:
+    """The judge named or else the verifier, and whether the verifier can read the prompts and
+    pictures of this height and width.
+
+    Raises ValueError where no judge fits, or the one named does not.
+    """
+    unread = next((p for p in prompts.prompts if _fault(p)), None)
+    scenes = unread is None and size == (64, 64)
+    if judge is None and not scenes:
+        raise ValueError(f"no judge fits {prompts.name}; give --judge, a reward expression")
+    expression = judge or "verifier"
+    verifies = [name for name in terms_of(expression) if name in VERIFIER]
+    if verifies and not scenes:
+        fault = f"prompt {unread!r}" if unread else f"pictures of {size[1]}x{size[0]}"
+        raise ValueError(
+            f"judge {verifies[0]!r} reads scenes prompts and 64x64 pictures only, not {fault}; "
+            "give another --judge"
+        )
+    return expression, scenes
 
 
 def _fault(prompt: str) -> str | None:

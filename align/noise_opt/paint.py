@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from align.denoisers import encode_prompts, family_of, make_denoiser
+from align.denoisers import Denoiser, encode_prompts, family_of, make_denoiser
 from align.pixels import decode
 from align.sample import check_steps, past_the_noise, sample
 
@@ -35,15 +35,7 @@ def make_painter(
     Raises ValueError where grad_steps is out of range, or the sampler remembers former steps and
     cannot be cut in two.
     """
-    grad_steps = num_inference_steps if grad_steps is None else grad_steps
-    check_steps(num_inference_steps, grad_steps, 0.0)
-    cut = num_inference_steps - grad_steps
-    if cut and type(pipe.scheduler).__name__ not in _MEMORYLESS:
-        raise ValueError(
-            f"grad_steps is {grad_steps} of {num_inference_steps} steps; with "
-            f"{type(pipe.scheduler).__name__} noise takes its gradient through all of them. "
-            f"Fewer work with {', '.join(sorted(_MEMORYLESS))}"
-        )
+    grad_steps = check_grad_steps(pipe, num_inference_steps, grad_steps)
     embeds = encode_prompts(pipe, prompt, guidance_scale=guidance_scale)
     dtype = family_of(pipe).noise_dtype(pipe)
 
@@ -58,27 +50,48 @@ def make_painter(
             prompt_embeds={k: v.repeat_interleave(len(noise), 0) for k, v in embeds.items()},
         )
         generator = past_the_noise(pipe, [seed] * len(noise), height, width)
-        run: dict[str, Any] = {
-            "num_inference_steps": num_inference_steps,
-            "generator": generator,
-        }
-        latents = noise.to(dtype)
-        wanted = torch.is_grad_enabled() and noise.requires_grad
-        if wanted and cut:
-            with torch.no_grad():
-                before = sample(denoise, pipe.scheduler, latents, stop=cut, **run)
-            latents = before + latents - latents.detach()
-        latents = sample(
-            denoise,
-            pipe.scheduler,
-            latents,
-            start=cut if wanted and cut else None,
-            grad_steps=grad_steps if wanted else 0,
-            **run,
+        latents = final_latents(
+            pipe, denoise, noise.to(dtype), num_inference_steps, grad_steps, generator
         )
         return decode(pipe, latents, checkpointing=checkpointing)
 
     return paint
+
+
+def check_grad_steps(pipe: Any, num_inference_steps: int, grad_steps: int | None) -> int:
+    """How many of the last steps give noise a gradient, None meaning all; raises ValueError as
+    `make_painter`."""
+    grad_steps = num_inference_steps if grad_steps is None else grad_steps
+    check_steps(num_inference_steps, grad_steps, 0.0)
+    if grad_steps < num_inference_steps and type(pipe.scheduler).__name__ not in _MEMORYLESS:
+        raise ValueError(
+            f"grad_steps is {grad_steps} of {num_inference_steps} steps; with "
+            f"{type(pipe.scheduler).__name__} noise takes its gradient through all of them. "
+            f"Fewer work with {', '.join(sorted(_MEMORYLESS))}"
+        )
+    return grad_steps
+
+
+def final_latents(
+    pipe: Any,
+    denoise: Denoiser,
+    noise: Float[Tensor, "b c h w"],
+    num_inference_steps: int,
+    grad_steps: int,
+    generator: list[torch.Generator],
+) -> Float[Tensor, "b c h w"]:
+    """What the sampler makes of noise, in its precision; where the noise requires a gradient it
+    gets one through the last `grad_steps` steps, those before as the identity."""
+    run: dict[str, Any] = {"num_inference_steps": num_inference_steps, "generator": generator}
+    if not (torch.is_grad_enabled() and noise.requires_grad):
+        return sample(denoise, pipe.scheduler, noise, **run)
+    cut = num_inference_steps - grad_steps
+    if cut:
+        with torch.no_grad():
+            before = sample(denoise, pipe.scheduler, noise, stop=cut, **run)
+        noise = before + noise - noise.detach()
+    start = cut or None  # None: what is given is noise
+    return sample(denoise, pipe.scheduler, noise, start=start, grad_steps=grad_steps, **run)
 
 
 # Schedulers of first order whose step depends on nothing but the latents and the timestep.

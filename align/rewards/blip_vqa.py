@@ -24,6 +24,7 @@ from transformers import BertTokenizer, BlipForQuestionAnswering
 
 from align.decompose import decompose, with_article
 from align.rewards.catalogue import sources
+from align.rewards.facts import Fact, in_rows
 from align.rewards.resize import check_size, normalise, resize
 from align.rewards.weights import find, load_model, local_path, shared
 from align.rewards.words import token_ids
@@ -85,11 +86,21 @@ class BlipVqa(nn.Module):
         self.answers = answers
 
     def forward(self, images: Float[Tensor, "b 3 h w"], prompts: list[str]) -> Float[Tensor, " b"]:
+        questions, sure = self.sure(images, prompts)
+        return torch.stack([part.prod() for part in sure.split([len(q) for q in questions])])
+
+    def explain(self, images: Float[Tensor, "b 3 h w"], prompts: list[str]) -> list[list[Fact]]:
+        """p(yes) against p(no) for each phrase of the prompts."""
+        return in_rows(*self.sure(images, prompts))
+
+    def sure(
+        self, images: Float[Tensor, "b 3 h w"], prompts: list[str]
+    ) -> tuple[list[list[str]], Float[Tensor, " q"]]:
+        """The questions of each prompt, and p(yes) against p(no) of all of them in order."""
         questions = [phrases(prompt) for prompt in prompts]
         flat = [question for per_image in questions for question in per_image]
         logs = self.answers(images, flat, _owner(questions), "blip-vqa")
-        sure = (logs[:, self.answers.yes] - logs[:, self.answers.no]).sigmoid()
-        return torch.stack([part.prod() for part in sure.split([len(q) for q in questions])])
+        return questions, (logs[:, self.answers.yes] - logs[:, self.answers.no]).sigmoid()
 
 
 class DaScore(nn.Module):
@@ -101,10 +112,21 @@ class DaScore(nn.Module):
         self.questions = questions
 
     def forward(self, images: Float[Tensor, "b 3 h w"], prompts: list[str]) -> Float[Tensor, " b"]:
+        asked, yes = self.sure(images, prompts)
+        return torch.stack([part.mean() for part in yes.split([len(q) for q in asked])])
+
+    def explain(self, images: Float[Tensor, "b 3 h w"], prompts: list[str]) -> list[list[Fact]]:
+        """p(yes) of each assertion of the prompts."""
+        return in_rows(*self.sure(images, prompts))
+
+    def sure(
+        self, images: Float[Tensor, "b 3 h w"], prompts: list[str]
+    ) -> tuple[list[list[str]], Float[Tensor, " q"]]:
+        """The questions of each prompt, and p(yes) of all of them in order."""
         asked = [[a.question for a in decompose(p, cache=self.questions)] for p in prompts]
         flat = [question for per_image in asked for question in per_image]
-        yes = self.answers(images, flat, _owner(asked), "da-score")[:, self.answers.yes].exp()
-        return torch.stack([part.mean() for part in yes.split([len(q) for q in asked])])
+        logs = self.answers(images, flat, _owner(asked), "da-score")
+        return asked, logs[:, self.answers.yes].exp()
 
 
 def phrases(prompt: str) -> list[str]:

@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from align.rewards.facts import Fact
 from align.rewards.scenes_layers import (
     ResidualBlock,
     load_weights,
@@ -126,6 +127,12 @@ class ScenesDetector(nn.Module):
             scores = scores.index_put((rows,), log_probability(select(found, rows), stated))
         return scores
 
+    def explain(self, images: Float[Tensor, "b 3 h w"], prompts: list[str]) -> list[list[Fact]]:
+        """How probably each fact that a prompt states holds in its picture; raises as `forward`."""
+        from align.rewards.scenes_facts import explain
+
+        return explain(candidates(self.maps(images)), prompts)
+
 
 def cell_centers(rows: int, columns: int, device=None) -> Float[Tensor, "n 2"]:
     """(x, y) in pixels of the middle of each place, row by row."""
@@ -207,7 +214,7 @@ def chosen(logits: Float[Tensor, "b k c"], stated: Int[Tensor, "b n"]) -> Float[
 
 
 def object_facts(found: Maps, stated: Stated) -> dict[str, Float[Tensor, "b n k"]]:
-    """Log-probability of each kind of fact about stated object i at candidate k, 0 if not stated."""
+    """Log-probability of what is said of stated object i at candidate k, by kind; 0 if unsaid."""
     large = (found.radius - SIZE_BORDER)[:, None] / 0.7
     size = torch.where(stated.size[..., None] == 0, F.logsigmoid(-large), F.logsigmoid(large))
     return {
@@ -244,7 +251,14 @@ def odds(found: Maps) -> Float[Tensor, "b k"]:
 
 @lru_cache
 def assignments(count: int, device: torch.device) -> Int[Tensor, "a n"]:
-    """All injective ways to give `count` stated objects to the candidates."""
+    """All injective ways to give `count` stated objects to the candidates.
+
+    Raises ValueError where there are more objects than candidates.
+    """
+    if count > CANDIDATES:
+        raise ValueError(
+            f"the prompt states {count} objects; {NAME} compares at most {CANDIDATES} of a picture"
+        )
     return torch.tensor(list(itertools.permutations(range(CANDIDATES), count)), device=device)
 
 

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from align.decompose import decompose
+from align.rewards.facts import Fact, in_rows
 from align.rewards.scenes_layers import (
     AttentionBlock,
     SpatialTokens,
@@ -77,14 +78,29 @@ class ScenesVqa(nn.Module):
 
     def forward(self, images: Float[Tensor, "b 3 h w"], prompts: list[str]) -> Float[Tensor, " b"]:
         """Mean log p(yes) over each prompt's assertions, <= 0; images in [0, 1]."""
-        questions = [[a.question for a in decompose(prompt)] for prompt in prompts]
+        log_yes, owner, counts = self.answers(images, questions_of(prompts))
+        return log_yes.new_zeros(len(prompts)).index_add(0, owner, log_yes) / counts
+
+    def explain(self, images: Float[Tensor, "b 3 h w"], prompts: list[str]) -> list[list[Fact]]:
+        """p(yes) of each prompt's questions about its picture."""
+        questions = questions_of(prompts)
+        return in_rows(questions, self.answers(images, questions)[0].exp())
+
+    def answers(
+        self, images: Float[Tensor, "b 3 h w"], questions: list[list[str]]
+    ) -> tuple[Float[Tensor, " q"], Int[Tensor, " q"], Int[Tensor, " b"]]:
+        """log p(yes) of all questions in order, the picture of each, their number by picture."""
         ids = question_ids([q for per_image in questions for q in per_image])
         counts = torch.tensor([len(per_image) for per_image in questions])
-        owner = torch.arange(len(prompts)).repeat_interleave(counts)
+        owner = torch.arange(len(questions)).repeat_interleave(counts)
         device = self.positions.device
         ids, owner, counts = ids.to(device), owner.to(device), counts.to(device)
-        log_yes = F.logsigmoid(self.logits(images, ids, owner))
-        return log_yes.new_zeros(len(prompts)).index_add(0, owner, log_yes) / counts
+        return F.logsigmoid(self.logits(images, ids, owner)), owner, counts
+
+
+def questions_of(prompts: list[str]) -> list[list[str]]:
+    """The yes/no questions that each prompt decomposes into."""
+    return [[a.question for a in decompose(prompt)] for prompt in prompts]
 
 
 def load(argument: str | None, device) -> ScenesVqa:
