@@ -25,6 +25,7 @@ DESCRIPTIONS = {
     "pickscore": ("what users pick, about 100 cos(image, prompt)", "-100 to 100"),
     "scenes-clip": ("2.5 cos(image, prompt) of a contrastive dual encoder", "-2.5 to 2.5"),
     "scenes-count": ("mean log-likelihood of the stated numbers of objects", "-9.2 to 0"),
+    "scenes-detector": ("log P(exactly what the prompt states is there), by a detector", "<= 0"),
     "scenes-preference": ("which of two pictures fits a prompt better", "unbounded"),
     "scenes-vqa": ("mean log p(yes) over the prompt's yes/no assertions", "< 0"),
     "vqascore": ("p(yes) that the picture shows the prompt, CLIP-FlanT5", "0 to 1"),
