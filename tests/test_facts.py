@@ -32,20 +32,23 @@ def pictures(count: int) -> tuple[list[str], torch.Tensor]:
     return [prompt for prompt, _ in pairs], torch.from_numpy(arrays).permute(0, 3, 1, 2) / 255
 
 
+PLACES = (17, 20, 23, 26)  # of a 16x16 grid, no two of them neighbours
+
+
 def maps_of(objects: list[SceneObject]) -> Maps:
-    """What a detector that is nearly sure says of one picture with these objects at its
-    candidates; the other candidates are nothing."""
-    rows = torch.zeros(scenes_detector.CANDIDATES, sum(FIELDS))
-    presence, color, shape, texture, center, radius, depth = rows.split(FIELDS, -1)
-    presence[:] = -20.0
-    for k, o in enumerate(objects):
+    """What a detector that is nearly sure says of one picture with these objects at `PLACES`; all
+    other places are nothing, and there is no stain."""
+    rows = torch.zeros(256, sum(FIELDS))
+    presence, color, shape, texture, center, radius, depth, flaw = rows.split(FIELDS, -1)
+    presence[:], flaw[:] = -20.0, -20.0
+    for k, o in zip(PLACES, objects, strict=False):
         presence[k], radius[k], depth[k] = 20.0, o.r, 10.0 * (o.depth or 0)
         color[k, list(COLORS).index(o.color)] = 9.0
         shape[k, SHAPES.index(o.shape)] = 9.0
         texture[k, TEXTURES.index(o.texture or "solid")] = 9.0
         center[k] = torch.tensor([o.x, o.y])
-    parts = (presence[:, 0], color, shape, texture, center, radius[:, 0], depth[:, 0])
-    return Maps(*(part[None] for part in parts))
+    parts = (presence, color, shape, texture, center, radius, depth, flaw)
+    return Maps(*(part.squeeze(-1)[None] for part in parts))
 
 
 def facts_of(prompt: str, objects: list[SceneObject]) -> dict[str, float]:
@@ -61,19 +64,19 @@ CROSS = SceneObject("purple", "cross", x=30, y=55, r=8)
 @pytest.mark.parametrize(
     ("prompt", "objects", "wrong", "count"),
     [
-        ("a red circle to the left of a blue square", [RED, BLUE], set(), 4),
+        ("a red circle to the left of a blue square", [RED, BLUE], set(), 5),
         ("a red circle to the right of a blue square", [BLUE, RED],
-         {"the red circle is right of the blue square"}, 4),
+         {"the red circle is right of the blue square"}, 5),
         ("a small red circle and a small striped blue square", [RED, BLUE],
-         {"the blue square is small"}, 6),
-        ("a checkered blue square", [BLUE], {"the blue square is checkered"}, 3),
-        ("a red circle", [RED, CROSS], {"nothing else is there"}, 2),
-        ("an orange circle", [RED], {"an orange circle is there"}, 2),
+         {"the blue square is small"}, 7),
+        ("a checkered blue square", [BLUE], {"the blue square is checkered"}, 4),
+        ("a red circle", [RED, CROSS], {"nothing else is there"}, 3),
+        ("an orange circle", [RED], {"an orange circle is there"}, 3),
         ("three red circles", [RED, BLUE, RED],
-         {"a third red circle is there"}, 4),
-        ("two red circles", [RED], {"a second red circle is there"}, 3),
+         {"a third red circle is there"}, 5),
+        ("two red circles", [RED], {"a second red circle is there"}, 4),
         ("a red circle in front of a blue square", [BLUE, RED],
-         {"the red circle is in front of the blue square"}, 4),  # they do not overlap
+         {"the red circle is in front of the blue square"}, 5),  # they do not overlap
     ],
 )  # fmt: skip
 def test_facts_of_known_findings(prompt, objects, wrong, count):
@@ -89,24 +92,27 @@ def test_notes_say_what_is_there_instead():
     assert facts[1].note == "something purple, a cross, at (30, 55)"
     assert str(facts[1]) == "0.00  nothing else is there (something purple, a cross, at (30, 55))"
     unsure = maps_of([RED])
-    unsure.presence[0, 1] = 3.0
-    unsure.color[0, 1, -1] = 9.0
-    unsure.shape[0, 1, SHAPES.index("star")] = 0.5
-    ((_, rest),) = scenes_facts.explain(unsure, ["a red circle"])
+    unsure.presence[0, PLACES[1]] = 3.0
+    unsure.color[0, PLACES[1], -1] = 9.0
+    unsure.shape[0, PLACES[1], SHAPES.index("star")] = 0.5
+    ((_, rest, _),) = scenes_facts.explain(unsure, ["a red circle"])
     assert rest.note == "something of no known colour, perhaps a star, at (0, 0)"
-    ((_, rest),) = scenes_facts.explain(maps_of([RED]), ["a red circle"])
+    ((_, rest, _),) = scenes_facts.explain(maps_of([RED]), ["a red circle"])
     assert rest.note == ""
 
 
 def test_the_product_of_the_facts_is_the_best_assignments_score(monkeypatch):
     """All objects, relations and the rest, as one number: no fact is left out or counted twice."""
     monkeypatch.setattr(scenes_detector, "FLOOR", 0.0)
+    monkeypatch.setattr(scenes_detector, "EXTRA", 1.0)
     prompts, images = pictures(18)
     model = random_detector()
     explained = model.explain(images, prompts)
-    found = scenes_detector.candidates(model.maps(images))
+    maps = model.maps(images)
+    found, clean = scenes_detector.candidates(maps), scenes_detector.flawless(maps)
     for rows, stated in by_count(prompts):
-        scores = scenes_detector.assignment_scores(scenes_detector.select(found, rows), stated)
+        part = scenes_detector.select(found, rows)
+        scores = scenes_detector.assignment_scores(part, stated)[0] + clean[rows, None]
         for row, score in zip(rows.tolist(), scores.amax(1).tolist(), strict=True):
             logs = [np.log(fact.probability) for fact in explained[row]]
             assert sum(logs) == pytest.approx(score, rel=1e-4), prompts[row]
@@ -207,7 +213,7 @@ def test_the_command(stored, capsys):
         (["a red circle"], "give a prompt and pictures: align rewards explain"),
         ([" ", "a.png"], "the prompt is empty"),
         (["a red circle", "none.png"], "no picture none.png"),
-        (["a red circle", "text.png"], "text.png is no readable picture"),
+        (["a red circle", "text.png"], "text.png cannot be read as a picture"),
         (["a red circle", "a.png", "--reward", "jpeg"], "jpeg cannot say why a score is low"),
         (["a red circle", "a.png", "--reward", "scenes-vqq"], "did you mean scenes-vqa"),
         (["a red dog", "a.png"], "cannot read 'dog'"),

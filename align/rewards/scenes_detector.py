@@ -1,17 +1,20 @@
 """`scenes-detector`: finds the objects of a scenes picture and compares them with the prompt.
 
 The network says for each of 16x16 places of a picture whether an object's centre is near, and of
-which colour, shape, texture, offset, radius and depth it is. The six strongest local maxima of
-presence are the candidates. With l_k the log-odds that candidate k is an object, the score is
+which colour, shape, texture, offset, radius and depth it is, and whether a flaw is: a stain, or a
+patch of another colour within an object. The six strongest local maxima of presence are the
+candidates. With p_k the probability that candidate k is an object, the score is
 
-    logsumexp_a [ sum_i (l_a(i) + facts of stated object i at a(i)) + sum relations ]
-        - sum_k softplus(l_k)
+    log sum_a exp [ sum_i log p_a(i) + facts of stated object i at a(i) + sum relations
+                    + EXTRA sum_{k not in a} log (1 - p_k) ]
+    + SHARE (max_a E[share of the stated facts that hold] - 1)  +  FLAW sum_f log (1 - p_f)
 
-over all injective assignments a of stated objects to candidates: the log-probability that the
-picture shows exactly what the prompt states, if findings were independent. Facts are log-
-probabilities: of colour and shape, of texture and size where stated, of every relation. A
-candidate that nobody stated costs its own log-odds. Every fact is bounded below (`FLOOR`), so that
-one that is hopeless has no say in the gradient and several wrong facts add up.
+over all injective assignments a of stated objects to candidates. With EXTRA = FLAW = 1 the first
+and the last term are the log-probability that the picture shows exactly what the prompt states;
+smaller ones order pictures better by how much of the prompt they show, and so does the second
+term, a probability that near misses gain most by. Facts are log-probabilities: of colour and shape,
+of texture and size where stated, of every relation, each bounded below (`FLOOR`), so that one that
+is hopeless has no say in the gradient.
 
 The rule is GenEval's (Ghosh et al. 2023), made soft; geometry as in docs/scenes.md.
 """
@@ -40,9 +43,11 @@ CONFIG = {"widths": [32, 64, 96], "blocks": [2, 3, 1]}
 CELL = 4  # px
 CANDIDATES = 6
 FLOOR = 0.01  # of a fact's probability
+EXTRA, FLAW, SHARE = 0.5, 0.5, 10.0  # see above; chosen on held-out half a
 MOST_ODDS = 6.0  # of presence, either way
 SIZE_BORDER = 12.0  # px of radius between small and large
-FIELDS = (1, len(COLORS) + 1, len(SHAPES) + 1, len(TEXTURES), 2, 1, 1)
+FLAWS = 4  # that count at most
+FIELDS = (1, len(COLORS) + 1, len(SHAPES) + 1, len(TEXTURES), 2, 1, 1, 1)
 RELATIONS = (*RELATIONS_2D, "in front of", "behind")
 
 
@@ -52,6 +57,7 @@ class Maps:
 
     `color` and `shape` have a last class "none of them"; `center` is (x, y) in the picture; of two
     overlapping objects the nearer one has the greater `depth`, in log-odds of being in front.
+    `flaw` is a patch that belongs to no object: a stain, or another colour within an object.
     """
 
     presence: Float[Tensor, "b n"]
@@ -61,6 +67,7 @@ class Maps:
     center: Float[Tensor, "b n 2"]
     radius: Float[Tensor, "b n"]
     depth: Float[Tensor, "b n"]
+    flaw: Float[Tensor, "b n"]
 
     def at(self, places: Int[Tensor, "b k"]) -> "Maps":
         """The same at some places of each picture."""
@@ -107,12 +114,14 @@ class ScenesDetector(nn.Module):
         deep = F.interpolate(self.deep(x), x.shape[-2:], mode="bilinear", align_corners=False)
         out = self.head(x + deep)
         rows, columns = out.shape[-2:]
-        out = out.flatten(2).transpose(1, 2).float()
-        presence, color, shape, texture, offset, radius, depth = out.split(FIELDS, -1)
+        out = out.flatten(2).transpose(1, 2)
+        out = out.to(torch.promote_types(out.dtype, torch.float32))
+        presence, color, shape, texture, offset, radius, depth, flaw = out.split(FIELDS, -1)
         centers = cell_centers(rows, columns, out.device)
         return Maps(
             presence.squeeze(-1), color, shape, texture,
             centers + offset, 12 + 4 * radius.squeeze(-1), depth.squeeze(-1),
+            flaw.squeeze(-1),
         )  # fmt: skip
 
     def forward(self, images: Float[Tensor, "b 3 h w"], prompts: list[str]) -> Float[Tensor, " b"]:
@@ -121,17 +130,21 @@ class ScenesDetector(nn.Module):
         Raises:
             ValueError: a prompt outside the scenes grammar; names its first word that is.
         """
-        found = candidates(self.maps(images))
-        scores = found.presence.new_empty(len(prompts))
-        for rows, stated in by_count(prompts, scores.device):
-            scores = scores.index_put((rows,), log_probability(select(found, rows), stated))
-        return scores
+        return score(self.maps(images), prompts)
 
     def explain(self, images: Float[Tensor, "b 3 h w"], prompts: list[str]) -> list[list[Fact]]:
         """How probably each fact that a prompt states holds in its picture; raises as `forward`."""
         from align.rewards.scenes_facts import explain
 
-        return explain(candidates(self.maps(images)), prompts)
+        return explain(self.maps(images), prompts)
+
+
+def score(maps: Maps, prompts: list[str]) -> Float[Tensor, " b"]:
+    """How well each picture's findings fit its prompt; see the module's docstring."""
+    found, scores = candidates(maps), FLAW * flawless(maps)
+    for rows, stated in by_count(prompts, scores.device):
+        scores = scores.index_add(0, rows, log_probability(select(found, rows), stated))
+    return scores
 
 
 def cell_centers(rows: int, columns: int, device=None) -> Float[Tensor, "n 2"]:
@@ -142,13 +155,22 @@ def cell_centers(rows: int, columns: int, device=None) -> Float[Tensor, "n 2"]:
     return CELL * (torch.stack([x, y], -1).flatten(0, 1) + 0.5)
 
 
+def peaks(logits: Float[Tensor, "b n"], count: int) -> Int[Tensor, "b k"]:
+    """The places of the `count` strongest local maxima (3x3) of each picture."""
+    side = round(logits.shape[1] ** 0.5)
+    grid = logits.detach().unflatten(1, (side, side))
+    highest = F.max_pool2d(grid[:, None], 3, stride=1, padding=1)[:, 0] == grid
+    return torch.where(highest, grid, grid - 1000).flatten(1).topk(count, dim=1).indices
+
+
 def candidates(maps: Maps) -> Maps:
-    """The `CANDIDATES` strongest local maxima (3x3) of presence in each picture."""
-    side = round(maps.presence.shape[1] ** 0.5)
-    grid = maps.presence.detach().unflatten(1, (side, side))
-    peaks = F.max_pool2d(grid[:, None], 3, stride=1, padding=1)[:, 0] == grid
-    order = torch.where(peaks, grid, grid - 1000).flatten(1)
-    return maps.at(order.topk(CANDIDATES, dim=1).indices)
+    """What stands at the `CANDIDATES` likeliest places of objects in each picture."""
+    return maps.at(peaks(maps.presence, CANDIDATES))
+
+
+def flawless(maps: Maps) -> Float[Tensor, " b"]:
+    """Log-probability that none of the `FLAWS` likeliest flaws of each picture is one."""
+    return F.logsigmoid(-bounded(maps.flaw.gather(1, peaks(maps.flaw, FLAWS)))).sum(1)
 
 
 @dataclass(frozen=True)
@@ -244,9 +266,9 @@ def relation_facts(found: Maps) -> Float[Tensor, "b k k r"]:
     return floored(torch.stack(kinds, -1))
 
 
-def odds(found: Maps) -> Float[Tensor, "b k"]:
-    """Log-odds of each candidate, bounded smoothly by `MOST_ODDS`."""
-    return MOST_ODDS * (found.presence / MOST_ODDS).tanh()
+def bounded(logits: Tensor) -> Tensor:
+    """Log-odds kept smoothly within `MOST_ODDS`, so that nothing is surer than that."""
+    return MOST_ODDS * (logits / MOST_ODDS).tanh()
 
 
 @lru_cache
@@ -262,25 +284,45 @@ def assignments(count: int, device: torch.device) -> Int[Tensor, "a n"]:
     return torch.tensor(list(itertools.permutations(range(CANDIDATES), count)), device=device)
 
 
-def assignment_scores(found: Maps, stated: Stated) -> Float[Tensor, "b a"]:
-    """The score of the module's docstring for each of `assignments`."""
+def assignment_scores(
+    found: Maps, stated: Stated
+) -> tuple[Float[Tensor, "b a"], Float[Tensor, "b a"]]:
+    """Of each of `assignments`: the summands of the module's docstring without flaws, and the
+    expected share of the facts that hold."""
     count, ways = stated.color.shape[1], assignments(stated.color.shape[1], stated.color.device)
-    present = odds(found)
-    unary = present[:, None] + torch.stack(list(object_facts(found, stated).values())).sum(0)
-    total = unary.gather(2, ways.T[None].expand(len(unary), -1, -1)).sum(1)
+    logits, facts = bounded(found.presence), object_facts(found, stated)
+    there, absent = F.logsigmoid(logits), F.logsigmoid(-logits)
+    kinds = {"object": there[:, None] + facts["color"] + facts["shape"]} | {
+        name: facts[name] for name in ("texture", "size")
+    }
+    given = ways.T[None].expand(len(logits), -1, -1)
+    log_p = {name: values.gather(2, given) for name, values in kinds.items()}  # [b, n, a]
+    total = sum(values.sum(1) for values in log_p.values())
+    said = {"texture": stated.texture >= 0, "size": stated.size >= 0}
+    holds = log_p["object"].exp()
+    expected = holds.sum(1)
+    for name, mask in said.items():
+        expected = expected + (holds * log_p[name].exp() * mask[..., None]).sum(1)
+    number = count + sum(mask.sum(1) for mask in said.values()) + (stated.relation >= 0).sum((1, 2))
     if (stated.relation >= 0).any():
-        kinds = relation_facts(found)
+        table = relation_facts(found)
         for i, j in itertools.permutations(range(count), 2):
-            said = stated.relation[:, i, j]
-            index = said.clamp(min=0)[:, None, None, None].expand(-1, CANDIDATES, CANDIDATES, 1)
-            pairs = kinds.gather(3, index)[..., 0]
-            total = total + torch.where(said[:, None] >= 0, pairs[:, ways[:, i], ways[:, j]], 0.0)
-    return total - F.softplus(present).sum(1, keepdim=True)
+            kind, mask = stated.relation[:, i, j], (stated.relation[:, i, j] >= 0)[:, None]
+            index = kind.clamp(min=0)[:, None, None, None].expand(-1, CANDIDATES, CANDIDATES, 1)
+            pairs = table.gather(3, index)[..., 0][:, ways[:, i], ways[:, j]]
+            total = total + torch.where(mask, pairs, 0.0)
+            both = holds[:, i] * holds[:, j] * pairs.exp()
+            expected = expected + torch.where(mask, both, 0.0)
+    others = absent.sum(1, keepdim=True) - absent[:, None].expand(-1, count, -1).gather(
+        2, given
+    ).sum(1)
+    return total + EXTRA * others, expected / number[:, None]
 
 
 def log_probability(found: Maps, stated: Stated) -> Float[Tensor, " b"]:
-    """The score of each picture, summed over assignments."""
-    return assignment_scores(found, stated).logsumexp(1)
+    """The score of each picture but for its flaws, over all assignments."""
+    total, share = assignment_scores(found, stated)
+    return total.logsumexp(1) + SHARE * (share.amax(1) - 1)
 
 
 def load(argument: str | None, device) -> ScenesDetector:

@@ -21,11 +21,10 @@ ORDINALS = ("", "second ", "third ", "fourth ")
 SURE = 0.5  # of a note: less probable facts get one, and what it names is at least so probable
 
 
-def explain(found: Maps, prompts: list[str]) -> list[list[Fact]]:
-    """The facts of each picture: every object and what is said of it, relations, nothing else.
-
-    `found` are the candidates of the pictures. Raises ValueError for a prompt outside the grammar.
-    """
+def explain(maps: Maps, prompts: list[str]) -> list[list[Fact]]:
+    """The facts of each picture: every object and what is said of it, relations, nothing else, no
+    stain. Raises ValueError for a prompt outside the grammar."""
+    found, clean = detector.candidates(maps), detector.flawless(maps).exp().tolist()
     facts: list[list[Fact]] = [[] for _ in prompts]
     for rows, stated in detector.by_count(prompts, found.presence.device):
         part = detector.select(found, rows)
@@ -34,20 +33,23 @@ def explain(found: Maps, prompts: list[str]) -> list[list[Fact]]:
         for i, row in enumerate(rows.tolist()):
             one = {name: values[i] for name, values in sure.items()}
             candidates = detector.select(part, torch.tensor([i], device=chosen.device))
-            facts[row] = _facts(parse(prompts[row]), chosen[i].tolist(), one, candidates)
+            facts[row] = [
+                *_facts(parse(prompts[row]), chosen[i].tolist(), one, candidates),
+                Fact("no object has a stain", clean[row]),
+            ]
     return facts
 
 
 def best_assignment(found: Maps, stated: Stated) -> Int[Tensor, "b n"]:
     """The candidate of each stated object in the assignment that adds most to the score."""
     ways = detector.assignments(stated.color.shape[1], stated.color.device)
-    return ways[detector.assignment_scores(found, stated).argmax(1)]
+    return ways[detector.assignment_scores(found, stated)[0].argmax(1)]
 
 
 def probabilities(found: Maps, stated: Stated) -> dict[str, Float[Tensor, "b ..."]]:
     """Of each candidate that something is there (`present` [b, k]), of the stated objects at each
     candidate (`object`, `texture`, `size`, [b, n, k]) and of all relations [b, k, k, r]."""
-    present = detector.odds(found).sigmoid()
+    present = detector.bounded(found.presence).sigmoid()
     kinds = {name: _unfloored(f) for name, f in detector.object_facts(found, stated).items()}
     return {
         "present": present,

@@ -38,10 +38,20 @@ ODD = 0.25  # share of pictures with an odd object
 @dataclass(frozen=True)
 class Labelled:
     """`images` float [n, 3, 64, 64] in [0, 1]; `labels` float [n, 6, 7] (see odd_objects.py),
-    rows that are not used NaN."""
+    rows that are not used NaN; `drawn`, the renders before anything was done to them, NaN where a
+    generator may have moved or lost an object."""
 
     images: Tensor
     labels: Tensor
+    drawn: Tensor
+
+    def part(self, index) -> "Labelled":
+        return Labelled(self.images[index], self.labels[index], self.drawn[index])
+
+    @staticmethod
+    def joined(*parts: "Labelled") -> "Labelled":
+        fields = zip(*(vars(part).values() for part in parts), strict=True)
+        return Labelled(*map(torch.cat, fields))
 
 
 def draw_scene(rng: random.Random) -> Scene:
@@ -79,29 +89,49 @@ def as_float(images: np.ndarray) -> Tensor:
     return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
 
 
+def as_bytes(images: Tensor) -> Tensor:
+    return (images.float().clamp(0, 1) * 255).round().to(torch.uint8)
+
+
 def fresh(rng: random.Random, count: int) -> Labelled:
     """Renders, a fifth left clean, the others degraded, a fifth of all through JPEG."""
     images, labels, _ = draw_clean(rng, count)
+    drawn = as_float(images)
     images = [jpeg(x, rng.randint(40, 90)) if rng.random() < 0.2 else x for x in images]
-    x = as_float(np.stack(images))
+    x = blotched(as_float(np.stack(images)), rng)
     noisy = degrade(x, torch.Generator().manual_seed(rng.getrandbits(40)))
     clean = torch.tensor([rng.random() < 0.2 for _ in images])
-    return Labelled(torch.where(clean[:, None, None, None], x, noisy), labels)
+    return Labelled(torch.where(clean[:, None, None, None], x, noisy), labels, drawn)
+
+
+def blotched(images: Tensor, rng: random.Random) -> Tensor:
+    """A quarter of the pictures with one to three soft patches of another colour somewhere."""
+    images, axis = images.clone(), torch.arange(64) + 0.5
+    for image in images:
+        for _ in range(rng.choice((0, 0, 0, 0, 0, 0, 1, 3))):
+            x, y, wide, high = (rng.uniform(*b) for b in ((4, 60), (4, 60), (1.2, 4), (1.2, 4)))
+            share = torch.exp(-((axis - x) / wide).square() - ((axis[:, None] - y) / high).square())
+            color = torch.tensor([rng.random() for _ in range(3)])[:, None, None]
+            image += rng.uniform(0.3, 1.0) * share * (color - image)
+    return images
 
 
 def mirrored(data: Labelled, rng: random.Random) -> Labelled:
     """Half of the pictures left-right reversed (all shapes are symmetrical so), all moved by up to
     3 px, the border repeated."""
-    images, labels = data.images.clone(), data.labels.clone()
-    for i in range(len(images)):
+    both, labels = torch.cat([data.images, data.drawn], 1), data.labels.clone()
+    for i in range(len(both)):
         if rng.random() < 0.5:
-            images[i], labels[i, :, 3] = images[i].flip(-1), 64 - labels[i, :, 3]
+            both[i], labels[i, :, 3] = both[i].flip(-1), 64 - labels[i, :, 3]
         dx, dy = rng.randint(-3, 3), rng.randint(-3, 3)
-        padded = torch.nn.functional.pad(images[i], (3, 3, 3, 3), mode="replicate")
-        images[i] = padded[:, 3 - dy : 67 - dy, 3 - dx : 67 - dx]
+        padded = torch.nn.functional.pad(both[i], (3, 3, 3, 3), mode="replicate")
+        both[i] = padded[:, 3 - dy : 67 - dy, 3 - dx : 67 - dx]
         labels[i, :, 3] += dx
         labels[i, :, 4] += dy
-    return Labelled(images, labels)
+    return Labelled(both[:, :3].contiguous(), labels, both[:, 3:])
+
+
+KEYS = ("images", "labels", "drawn", "gentle")
 
 
 class Pools:
@@ -111,12 +141,13 @@ class Pools:
         parts = [torch.load(path, weights_only=True) for path in sorted(folder.glob("*.pt"))]
         if not parts:
             raise FileNotFoundError(f"no pools in {folder}: run detector_data.py first")
-        self.images = torch.cat([part["images"] for part in parts])
-        self.labels = torch.cat([part["labels"] for part in parts])
+        self.data = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
 
     def draw(self, rng: random.Random, count: int) -> Labelled:
-        index = torch.tensor([rng.randrange(len(self.images)) for _ in range(count)])
-        return Labelled(self.images[index] / 255, self.labels[index])
+        index = torch.tensor([rng.randrange(len(self.data["images"])) for _ in range(count)])
+        images, labels, drawn, gentle = (self.data[key][index] for key in KEYS)
+        drawn = torch.where(gentle[:, None, None, None], drawn / 255, torch.nan)
+        return Labelled(images / 255, labels, drawn)
 
 
 @torch.no_grad()
@@ -132,11 +163,11 @@ def make_pools(folder: Path, seed: int, minutes: float, batch: int = 64) -> None
     end, number = time.monotonic() + 60 * minutes, len(list(folder.glob("*.pt")))
     while time.monotonic() < end:
         rng = random.Random(f"detector-pool-{seed}-{number}")
-        images, labels = [], []
+        made: dict[str, list[Tensor]] = {key: [] for key in KEYS}
         for turn in range(16):
             gentle = rng.random() < 0.5  # more would take away what no prompt names
             clean, rows, prompts = draw_clean(rng, batch, 2 * ODD if gentle else 0.0)
-            x = as_float(clean)
+            x = drawn = as_float(clean)
             if rng.random() < 0.5:
                 x = degrade(x, torch.Generator().manual_seed(rng.getrandbits(40)))
             noise = rng.getrandbits(40)
@@ -150,10 +181,12 @@ def make_pools(folder: Path, seed: int, minutes: float, batch: int = 64) -> None
                     x = redraw(turbo, x, prompts, steps, noise, of)
                 else:
                     x = tokenizer.decode(tokenizer.encode(x))
-            images.append((x.float().clamp(0, 1) * 255).round().to(torch.uint8))
-            labels.append(rows)
+            known = torch.full((batch,), gentle or turn % 4 == 3)
+            values = (as_bytes(x), rows, as_bytes(drawn), known)
+            for key, value in zip(KEYS, values, strict=True):
+                made[key].append(value)
         path = folder / f"{number:04d}.pt"
-        torch.save({"images": torch.cat(images), "labels": torch.cat(labels)}, f"{path}.tmp")
+        torch.save({key: torch.cat(values) for key, values in made.items()}, f"{path}.tmp")
         Path(f"{path}.tmp").rename(path)
         number += 1
         print(f"{number} pools", flush=True)
