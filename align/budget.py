@@ -46,6 +46,8 @@ class Purse:
     backward_cost: float = 1.0
     generator_forwards: int = 0
     generator_backwards: int = 0
+    preview_steps: int = 0
+    """Denoising steps of images that were looked at before they were done, and left so."""
     reward_forwards: int = 0
     reward_backwards: int = 0
     score_cost: float = 0.0
@@ -60,9 +62,14 @@ class Purse:
     @property
     def forwards(self) -> float:
         """Forward-equivalents of the whole generator so far."""
-        generator = self.generator_forwards + self.backward_cost * self.generator_backwards
+        generator = self.drawn + self.backward_cost * self.generator_backwards
         scores = self.score_cost * self.reward_forwards + self.slope_cost * self.reward_backwards
         return generator + scores
+
+    @property
+    def drawn(self) -> float:
+        """Images drawn, those left undone by their share of the steps."""
+        return self.generator_forwards + self.preview_steps / self.steps
 
     @property
     def spent(self) -> float:
@@ -100,5 +107,5 @@ class Purse:
         if self.budget.unit == "s":
             return self.seconds
         if self.budget.unit == "images":
-            return self.generator_forwards
+            return self.drawn
         return self.steps * self.forwards

@@ -112,7 +112,7 @@ def test_the_product_of_the_facts_is_the_best_assignments_score(monkeypatch):
     found, clean = scenes_detector.candidates(maps), scenes_detector.flawless(maps)
     for rows, stated in by_count(prompts):
         part = scenes_detector.select(found, rows)
-        scores = scenes_detector.assignment_scores(part, stated)[0] + clean[rows, None]
+        scores = scenes_detector.assignment_scores(part, stated) + clean[rows, None]
         for row, score in zip(rows.tolist(), scores.amax(1).tolist(), strict=True):
             logs = [np.log(fact.probability) for fact in explained[row]]
             assert sum(logs) == pytest.approx(score, rel=1e-4), prompts[row]

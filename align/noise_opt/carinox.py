@@ -23,6 +23,7 @@ from align.noise_opt.regularizers import to_sphere
 
 KEPT = 2  # candidates that are followed at once
 SPREAD = 0.2  # angle between a noise and its neighbours
+LOOKS = 0.55  # of what exploring may cost: previews of x_0
 DIVERSITY_FLOOR = 0.5  # of the median distance between explored images
 PATH = 120.0  # iterations times learning rate that a candidate is followed
 REFERENCE_LENGTH = 128.0  # of SD-Turbo's noise, sqrt(4 * 64 * 64): steps grow with the length
@@ -100,24 +101,50 @@ def neighbours(s: Setup, noise: Float[Tensor, "n c h w"], copies: int) -> Float[
 
 
 def _explore(s: Setup) -> Generator[Ask, Answer, tuple[Tensor, Tensor, Tensor]]:
-    """Images of many noises without gradient."""
-    budget, limit = s.purse.budget, s.seeds
+    """Images of many noises without gradient; where samplers take many steps, of those that a
+    look at x_0 after a few of them finds best."""
+    budget, limit, pool = s.purse.budget, s.seeds, None
     if budget is not None:
         planned = 1_000_000 if budget.unit == "s" else int(s.explore_share * s.purse.fits())
         # one at least, from which optimization starts
         limit = max(1, min(s.seeds, planned) if s.seeds_given else planned)
+    looking = bool(s.preview) and budget is not None and not s.seeds_given
     noises, images, totals, done = [], [], [], 0
     while done < limit and (done == 0 or s.purse.spent < s.explore_share):
-        count = s.purse.fits(images=min(s.batch_size, limit - done))
+        most = 1 if looking and done == 0 else s.batch_size
+        count = s.purse.fits(images=min(most, limit - done))
         if count == 0:
             break
-        noise = s.draw(done, count)
+        noise = s.draw(done, count) if pool is None else pool[done - 1 : done - 1 + count]
+        if len(noise) == 0:
+            break
         answer = yield Ask(noise, "explore")
         noises.append(noise)
         images.append(answer.images)
         totals.append(answer.totals)
-        done += count
+        done += len(noise)
+        if looking and pool is None:
+            pool = yield from _promising(s)
+            limit = done + int(_left_to_explore(s))
     return torch.cat(noises), torch.cat(images), torch.cat(totals)
+
+
+def _promising(s: Setup) -> Generator[Ask, Answer, Tensor]:
+    """All noises but the first that LOOKS of what exploring may cost pays for, those first whose
+    x_0, predicted after `s.preview` steps, scores best (as TTSnap and RTS drop candidates)."""
+    count = int(LOOKS * _left_to_explore(s) * s.purse.steps / s.preview)
+    noises, totals = s.draw(1, max(1, count)), []
+    if count < 2:
+        return noises
+    for part in noises.split(s.batch_size):
+        answer = yield Ask(part, "preview", stop=s.preview)
+        totals.append(answer.totals)
+    return noises[torch.cat(totals).argsort(descending=True, stable=True)]
+
+
+def _left_to_explore(s: Setup) -> float:
+    """Images that exploring may still cost."""
+    return s.explore_share * (s.purse.fits() + s.purse.forwards) - s.purse.forwards
 
 
 def backwards_each(s: Setup) -> float:

@@ -26,9 +26,15 @@ class Evaluator:
     clip: float = 0.0
     """L2 bound on each term's gradient on the image, for "image"; 0 leaves it."""
 
-    def __call__(self, noise: Float[Tensor, "n c h w"], pull: Pull | None = None) -> Answer:
-        """Images of these noises with their scores, `batch_size` at a time."""
-        answers = [self._batch(part, pull) for part in noise.detach().split(self.batch_size)]
+    def __call__(
+        self, noise: Float[Tensor, "n c h w"], pull: Pull | None = None, stop: int | None = None
+    ) -> Answer:
+        """Images of these noises with their scores, `batch_size` at a time; `stop` as in `Ask`."""
+        parts = noise.detach().split(self.batch_size)
+        if stop is None:
+            answers = [self._batch(part, pull) for part in parts]
+        else:
+            answers = [self._preview(part, stop) for part in parts]
         gradients = [a.gradients for a in answers if a.gradients is not None]
         return Answer(
             images=torch.cat([a.images for a in answers]),
@@ -36,6 +42,12 @@ class Evaluator:
             totals=torch.cat([a.totals for a in answers]),
             gradients=torch.cat(gradients, dim=1) if gradients else None,
         )
+
+    def _preview(self, noise: Tensor, stop: int) -> Answer:
+        self.purse.preview_steps += stop * len(noise)
+        with torch.no_grad():
+            images = self.paint(noise, stop)
+        return Answer(images, *self.score(images), None)
 
     def _batch(self, noise: Tensor, pull: Pull | None) -> Answer:
         # With "exact" a batch holds every noise once a term, so that one backward pass serves all.

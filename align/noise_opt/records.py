@@ -34,6 +34,9 @@ class Ask:
     """Sentences for whoever reads the log."""
     rivals: int | None = None
     """How many of the first may become the best (default: all); the others serve the search."""
+    stop: int | None = None
+    """After how many steps to look: the images are x_0 as predicted then, and none of them becomes
+    the best (default: after all steps)."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,8 @@ class Setup:
     """For all other chance of the search."""
     batch_size: int
     purse: Purse
+    preview: int = 0
+    """Steps after which the predicted x_0 tells hopeless noises; 0 where it cannot."""
 
     def normal_like(self, noise: Tensor) -> Tensor:
         """Fresh unit noise of this shape, reproducible on every device."""

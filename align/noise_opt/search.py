@@ -19,7 +19,7 @@ from align.noise_opt.evaluate import Evaluator
 from align.noise_opt.explore import bon, evolution, zero_order
 from align.noise_opt.guard import disturbed
 from align.noise_opt.objective import Objective, check_gradients
-from align.noise_opt.paint import Painter, make_painter
+from align.noise_opt.paint import Painter, make_painter, preview_steps
 from align.noise_opt.records import Answer, Ask, OptimizeStep, Pull, Setup
 from align.noise_opt.regularizers import prior_gradient
 from align.noise_opt.weights import Weighing, weigh
@@ -171,15 +171,16 @@ def _run(
     evaluate = Evaluator(
         paint, weighing.objective, prompt, metadata, purse, config.batch_size, config.clip
     )
-    search = METHODS[config.method](_setup(pipe, weighing.objective, config, purse))
+    setup = _setup(pipe, weighing.objective, config, purse, preview_steps(pipe, steps))
+    search = METHODS[config.method](setup)
     best, answer = _Best(), None
     for iteration in itertools.count():
         try:
             ask = next(search) if answer is None else search.send(answer)
         except StopIteration:
             break
-        answer = evaluate(ask.noise, ask.pull)
-        improved = _choose(
+        answer = evaluate(ask.noise, ask.pull, ask.stop)
+        improved = ask.stop is None and _choose(
             best, ask, answer, evaluate,
             guard=config.method == "carinox", plain=config.method == "carinox-paper",
         )  # fmt: skip
@@ -190,7 +191,9 @@ def _run(
         yield _step(iteration, ask, answer, best, purse, improved)
 
 
-def _setup(pipe: Any, objective: Objective, config: OptimizeConfig, purse: Purse) -> Setup:
+def _setup(
+    pipe: Any, objective: Objective, config: OptimizeConfig, purse: Purse, preview: int
+) -> Setup:
     pull = PULLS.get(config.method, "sum")
     if config.exact and config.method == "carinox":
         pull = "exact"
@@ -220,6 +223,7 @@ def _setup(pipe: Any, objective: Objective, config: OptimizeConfig, purse: Purse
         ),
         batch_size=config.batch_size,
         purse=purse,
+        preview=preview,
     )
 
 

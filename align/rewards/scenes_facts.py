@@ -43,7 +43,7 @@ def explain(maps: Maps, prompts: list[str]) -> list[list[Fact]]:
 def best_assignment(found: Maps, stated: Stated) -> Int[Tensor, "b n"]:
     """The candidate of each stated object in the assignment that adds most to the score."""
     ways = detector.assignments(stated.color.shape[1], stated.color.device)
-    return ways[detector.assignment_scores(found, stated)[0].argmax(1)]
+    return ways[detector.assignment_scores(found, stated).argmax(1)]
 
 
 def probabilities(found: Maps, stated: Stated) -> dict[str, Float[Tensor, "b ..."]]:
