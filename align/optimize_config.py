@@ -107,7 +107,8 @@ class OptimizeRunConfig(OptimizeConfig):
     """Sampler: a diffusers class such as DDIMScheduler, or NAME:KEY=VALUE,… (default: the
     model's own)."""
     reward: str | None = None
-    """What to maximize: a reward expression (default with embedded models: all four of theirs)."""
+    """What to maximize: a reward expression (default with embedded models:
+    scenes-detector,scenes-clip)."""
     explain: bool = False
     """Print each prompt's category, the weights and why; search nothing."""
     best: int = 1

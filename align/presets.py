@@ -60,7 +60,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # the base averages noise away, and keeps the LoRA small: draw with it at weight 2.
     "embedded-dpo": {
         "method": "dpo",
-        "reward": "z(scenes-clip=1,scenes-count=0.35,scenes-vqa=0.3)",
+        "reward": "z(scenes-detector=1,scenes-clip=0.5)",
         "steps": 300,
         "batch_size": 32,
         "micro_batch_size": 16,

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from align.models import EMBEDDED
 from align.optimize_config import OptimizeRunConfig
+from align.rewards.catalogue import SCENES_REWARD
 
 SEARCH = OptimizeRunConfig(
-    reward="scenes-clip,scenes-count,scenes-preference,scenes-vqa",
+    reward=SCENES_REWARD,
     budget="16images",
     num_inference_steps=8,
     guidance_scale=3.0,

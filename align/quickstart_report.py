@@ -103,7 +103,7 @@ def summary(outcome: Outcome) -> str:
         lines.append(f"    {interval(g, points)}")
     found = outcome.searched_gains["exact"]
     lines += [
-        f"Noise search without a LoRA, {images_text()} a prompt, by all four embedded rewards:",
+        f"Noise search without a LoRA, {images_text()} a prompt, by the default rewards:",
         f"  {NAMES['exact']}: {found.before:.1%} -> {found.after:.1%}",
         f"    {interval(found, points=True)}",
     ]

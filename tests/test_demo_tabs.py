@@ -19,7 +19,7 @@ from align.demo.drawing import nar_pipeline
 from align.demo.streaming import stop
 
 PROMPT = "two green stars"
-TERMS = ["scenes-clip", "scenes-count"]
+TERMS = ["scenes-clip", "scenes-detector"]
 
 
 @pytest.fixture(autouse=True)

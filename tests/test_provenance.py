@@ -97,7 +97,7 @@ def test_what_was_optimized_is_in_the_report_under_every_name(monkeypatch):
     judges = load_judges(config, prompts, parse_methods(config.methods), (64, 64))
     assert judges.optimized == ("scenes-clip", "scenes-vqa")
     assert "the judge scenes-clip is also" in judges.warning
-    measures = ["judge", "exact", "scenes-clip", "scenes-vqa", "scenes-count"]
+    measures = ["judge", "exact", "scenes-clip", "scenes-vqa", "scenes-detector"]
     assert judges.optimized_among(measures) == ["scenes-clip", "scenes-vqa"]
 
 

@@ -8,11 +8,10 @@ import pytest
 import torch
 
 from align.rewards import load_reward, scenes_layers
-from align.rewards.scenes_count import count_distribution
 from align.scenes import describe, layout, parse, render, sample
 from align.scenes.grammar import CATEGORIES
 
-NAMES = ("scenes-clip", "scenes-count", "scenes-preference", "scenes-vqa")
+NAMES = ("scenes-clip", "scenes-detector", "scenes-preference", "scenes-vqa")
 
 
 load_once = functools.cache(load_reward)
@@ -100,10 +99,10 @@ KNOWN = [
     ("scenes-vqa", "a red circle", "a red square"),
     ("scenes-vqa", "a red circle and a blue square", "a blue circle and a red square"),
     ("scenes-vqa", "a large striped blue square", "a large solid blue square"),
-    ("scenes-count", "two green circles", "three green circles"),
-    ("scenes-count", "three yellow triangles", "two yellow triangles"),
-    ("scenes-count", "a red circle", "a red square"),
-    ("scenes-count", "a red circle", "a red circle and a blue square"),
+    ("scenes-detector", "two green circles", "three green circles"),
+    ("scenes-detector", "three yellow triangles", "two yellow triangles"),
+    ("scenes-detector", "a red circle", "a red square"),
+    ("scenes-detector", "a red circle", "a red circle and a blue square"),
     ("scenes-preference", "a red circle", "a blue circle"),
     ("scenes-preference", "a red circle and a blue square", "a green circle and a cyan square"),
 ]
@@ -122,7 +121,7 @@ def test_paraphrases_are_one_prompt_to_the_rewards_that_parse():
     images = pictures_of("a red circle to the left of a blue square", 4)
     texts = [describe(scene, random.Random(seed)) for seed in range(4)]
     assert len(set(texts)) > 1
-    for name in ("scenes-vqa", "scenes-count"):
+    for name in ("scenes-vqa", "scenes-detector"):
         scores = [load_once(name)(images, [text] * 4) for text in texts]
         assert all(torch.equal(scores[0], score) for score in scores[1:])
 
@@ -134,18 +133,7 @@ def test_prompts_outside_the_grammar():
     ).all()
     assert torch.isfinite(load_once("scenes-clip")(images, ["a " + "very " * 50 + "red dog"])).all()
     with pytest.raises(ValueError, match="cannot read 'dog'"):
-        load_once("scenes-count")(images, ["a red dog"])
-
-
-def test_the_count_distribution_is_poisson_binomial():
-    presence = torch.rand(3, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    distribution = count_distribution(presence)
-    exact = torch.zeros_like(distribution)
-    for outcome in range(2**6):
-        bits = torch.tensor([(outcome >> i) & 1 for i in range(6)], dtype=torch.float64)
-        probability = (presence * bits + (1 - presence) * (1 - bits)).prod(1)
-        exact[:, min(int(bits.sum()), 5)] += probability
-    assert torch.allclose(distribution, exact, atol=1e-12)
+        load_once("scenes-detector")(images, ["a red dog"])
 
 
 def test_missing_weights_and_arguments(monkeypatch, tmp_path):

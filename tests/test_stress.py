@@ -301,7 +301,7 @@ BAD = [
     (["--reward", "r.py:red", "--step-length", "0"], "step_length is 0.0; it must be more than 0"),
     (["--reward", "r.py:red", "--what", "weights"], "--what is 'weights'; it must be one of laten"),
     (["--reward", "r.py:red", "--prompts", "none.txt"], "no prompt file none.txt"),
-    (["--reward", "scenes-count", "--judge", "r.py:red", "--prompts", "scenes.txt"],
+    (["--reward", "scenes-detector", "--judge", "r.py:red", "--prompts", "scenes.txt"],
      "cannot read 'dog'"),
     (["--reward", "r.py:red", "--judge", "jpeg", "--grad-steps", "9", "--num-inference-steps", "2"],
      "grad_steps is 9"),

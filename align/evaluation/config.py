@@ -20,7 +20,8 @@ class EvaluationConfig:
     per_category: int | None = None
     """Only the first so many prompts of each category."""
     reward: str | None = None
-    """What methods that search choose by (default with embedded models: all four of theirs)."""
+    """What methods that search choose by (default with embedded models:
+    scenes-detector,scenes-clip)."""
     weights: str | None = None
     """How --reward's terms are weighed: category, uniform (as written) or a table's path (default:
     category; the papers' methods take uniform)."""

@@ -19,7 +19,7 @@ from align.rewards.reward import Reward
 
 SHARES = ("exact", "partial")
 VERIFIER = ("verifier", "verifier-partial")
-SCENES_REWARDS = "scenes-clip,scenes-vqa,scenes-count,scenes-preference"
+SCENES_REWARDS = "scenes-detector,scenes-clip,scenes-vqa,scenes-preference"
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from align.budget import Budget
 from align.denoisers import image_size
 from align.evaluation.benchmarks import choose, load_benchmark
 from align.evaluation.config import CompareConfig, EvaluateConfig
-from align.evaluation.judging import SCENES_REWARDS, Judges, judge_images, load_judges
+from align.evaluation.judging import Judges, judge_images, load_judges
 from align.evaluation.methods import Made, Method, parse_methods, run
 from align.evaluation.pricing import Costs, Task, measure_costs, measure_seconds
 from align.evaluation.spending import check_quiet, load_average
@@ -30,6 +30,7 @@ from align.models import load_pipeline
 from align.noise_opt.search import PULLS
 from align.prompts import PromptSet, default_prompts
 from align.rewards import load_reward
+from align.rewards.catalogue import SCENES_REWARD
 from align.rewards.reward import Reward
 from align.run import save_image
 from align.schedules import check_schedule, set_scheduler
@@ -100,7 +101,7 @@ def make_plan(
 
 
 def with_reward(config: AnyConfig, methods: Sequence[Method]) -> AnyConfig:
-    """The config with a reward where a method searches by one: with embedded models all four.
+    """The config with a reward where a method searches by one: by default theirs.
 
     Raises ValueError where it is missing with another model.
     """
@@ -109,7 +110,7 @@ def with_reward(config: AnyConfig, methods: Sequence[Method]) -> AnyConfig:
         return config
     if not config.model.startswith("embedded/"):
         raise ValueError(f"--reward is needed: what {searching[0]} is to choose by")
-    return replace(config, reward=SCENES_REWARDS)
+    return replace(config, reward=SCENES_REWARD)
 
 
 def _load_pipes(config: AnyConfig, methods: list[Method], pipe: Any) -> dict[str, Any]:

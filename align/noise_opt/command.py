@@ -19,11 +19,11 @@ from align.optimize_config import OptimizeConfig, OptimizeRunConfig
 from align.prompt_words import warn_about_prompts
 from align.prompts import load_prompts
 from align.rewards import load_reward
+from align.rewards.catalogue import SCENES_REWARD
 from align.run import check_folder, log_metrics, open_run, save_image
 from align.sample import generate
 from align.schedules import check_schedule, set_scheduler
 
-EMBEDDED_REWARD = "scenes-clip,scenes-vqa,scenes-count,scenes-preference"
 REPEAT = 1_000_000  # seeds between two occurrences of the same prompt
 WAIT = 0.5  # seconds between looks at prompts that other processes work on
 # Settings that a resumed run may change: they leave the results alone.
@@ -94,11 +94,11 @@ def explain(config: OptimizeRunConfig) -> str:
 
 
 def default_reward(config: OptimizeRunConfig) -> str:
-    """The reward named, or all four embedded ones. Raises ValueError where there is no default."""
+    """The reward named, or that of embedded models. Raises ValueError where there is no default."""
     if config.reward is not None:
         return config.reward
     if config.model.startswith("embedded/"):
-        return EMBEDDED_REWARD
+        return SCENES_REWARD
     raise ValueError(f"--reward is needed with {config.model}: what to maximize")
 
 

@@ -28,7 +28,6 @@ LOADERS = {
     "nsfw": "align.rewards.nsfw:load",
     "pickscore": "align.rewards.pickscore:load",
     "scenes-clip": "align.rewards.scenes_clip:load",
-    "scenes-count": "align.rewards.scenes_count:load",
     "scenes-detector": "align.rewards.scenes_detector:load",
     "scenes-preference": "align.rewards.scenes_preference:load",
     "scenes-vqa": "align.rewards.scenes_vqa:load",

@@ -9,6 +9,9 @@ those files were measured. For all others, the Hub states a checksum at download
 
 from dataclasses import dataclass
 
+# What a search of the embedded models maximizes where nothing else is asked for.
+SCENES_REWARD = "scenes-detector,scenes-clip"
+
 # Whole expressions by name, and what they are worth at most where that is known.
 SETS = {
     # CARINOX minimises 5 (1 - 2 HPS) + 5 (1 - (ImageReward + 3) / 6) + 5 (1 - DA) + (1 - VQAScore).

@@ -24,7 +24,6 @@ DESCRIPTIONS = {
     "mps": ("human preference, of a picture that read the prompt", "-100 to 100"),
     "pickscore": ("what users pick, about 100 cos(image, prompt)", "-100 to 100"),
     "scenes-clip": ("2.5 cos(image, prompt) of a contrastive dual encoder", "-2.5 to 2.5"),
-    "scenes-count": ("mean log-likelihood of the stated numbers of objects", "-9.2 to 0"),
     "scenes-detector": ("a detector's findings against what the prompt states", "at most 0"),
     "scenes-preference": ("which of two pictures fits a prompt better", "unbounded"),
     "scenes-vqa": ("mean log p(yes) over the prompt's yes/no assertions", "< 0"),

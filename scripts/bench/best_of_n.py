@@ -5,7 +5,7 @@
     python scripts/bench/best_of_n.py --resume --out runs/bon    # go on, from any process
 
 N = 1, 4, 16, 32 on `scenes-heldout-a`, nested: the candidates of a smaller N are among those of a
-larger one, drawn once. The four learned rewards choose, weighted for each prompt's category by
+larger one, drawn once. The default rewards choose, weighted for each prompt's category by
 their agreement with the verifier on other prompts; the verifier only judges. It is an `align
 compare`, so the folder holds report.html with pictures and curves, and each prompt is a file.
 """
@@ -16,8 +16,8 @@ from pathlib import Path
 
 from align.compare import compare
 from align.evaluation.config import CompareConfig
-from align.evaluation.judging import SCENES_REWARDS
 from align.evaluation.wording import with_interval
+from align.rewards.catalogue import SCENES_REWARD
 
 
 def main() -> None:
@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--counts", default="1,4,16,32", help="the Ns")
     parser.add_argument("--set", default="scenes-heldout-a", help="a built-in prompt set")
     parser.add_argument("--model", default="embedded/scenes")
-    parser.add_argument("--reward", default=SCENES_REWARDS)
+    parser.add_argument("--reward", default=SCENES_REWARD)
     parser.add_argument("--weights", default="category", help="category, uniform or a table")
     parser.add_argument("--num-inference-steps", type=int, default=25)
     parser.add_argument("--guidance-scale", type=float, default=3.0)

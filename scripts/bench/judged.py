@@ -16,7 +16,7 @@ from align.lora import merge_lora
 from align.run import to_pil
 from align.training.judge import diversity
 
-REWARDS = ("scenes-clip", "scenes-vqa", "scenes-preference", "scenes-count")
+REWARDS = ("scenes-detector", "scenes-clip", "scenes-vqa", "scenes-preference")
 MEASURES = ("exact", "partial", *REWARDS, "bytes")
 PROMPTS_AT_ONCE = 5
 

@@ -28,7 +28,7 @@ from align.nar.load import load_nar_pipeline
 from align.training.judge import diversity
 
 JUDGED = "scenes-heldout-b"
-REWARD = "z(scenes-clip=1,scenes-count=0.3,scenes-vqa=0.3)"
+REWARD = "z(scenes-detector=1,scenes-clip=0.5)"
 SETTINGS = ("policy", "own")
 
 

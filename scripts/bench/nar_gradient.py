@@ -36,7 +36,7 @@ from align.rewards import load_reward
 
 FOLDS = 5
 POINTS = 15  # at which an unfinished picture is scored
-REWARD = "z(scenes-clip=1,scenes-vqa=1,scenes-count=1)"
+REWARD = "z(scenes-detector=1,scenes-clip=1,scenes-vqa=1)"
 
 
 @torch.no_grad()

@@ -40,7 +40,7 @@ SMOOTH = {"preset": "embedded", "grad_window": "1", "steps": 60}
 WINDOW = {"preset": "embedded", "reward": "scenes-clip", "num_inference_steps": 12, "steps": 40}
 ROWS = {
     **{reward: RANKED | {"reward": reward} for reward in REWARDS},
-    "three": RANKED | {"reward": "z(scenes-clip=1,scenes-count=1,scenes-vqa=1)"},
+    "two": RANKED | {"reward": "z(scenes-detector=1,scenes-clip=0.5)"},
     "jpeg": SMOOTH | {"reward": "jpeg"},
     "jpeg and scenes-clip": SMOOTH | {"reward": "jpeg=1,scenes-clip=1"},
     "window 1": WINDOW | {"grad_window": "1"},

@@ -73,7 +73,7 @@ def rise(before: Tensor, after: Tensor) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--reward", default="z(scenes-clip=1,scenes-count=1,scenes-vqa=1)")
+    parser.add_argument("--reward", default="z(scenes-detector=1,scenes-clip=1,scenes-vqa=1)")
     parser.add_argument("--per-category", type=int, default=20, help="prompts to learn from")
     parser.add_argument("--test", type=int, default=20, help="prompts a category to judge by")
     parser.add_argument("--noises", type=int, default=4, help="of each of them")

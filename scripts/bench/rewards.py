@@ -11,7 +11,7 @@ they were trained with, rewards do better) with `embedded/scenes` and its one-st
 2. reports on the other prompts: within-prompt pairwise accuracy of each reward, against the share
    of stated facts, and the verifier's exact of the best of the pictures by each reward, by their
    uniform sum, by the category-weighted one, against the mean picture and the best possible choice;
-   seconds of a forward and backward.
+   the same on pictures of the one-step student and of NAR; seconds of a forward and backward.
 
 Pictures are kept in --work and not made twice.
 """
@@ -21,6 +21,7 @@ import itertools
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +29,10 @@ import torch
 import align
 from align.calibrate import calibrate, read_image, read_ratings, score
 from align.files import atomic_path, write_json
+from align.nar import NARPipeline
+from align.nar.load import load_nar_pipeline
 from align.rewards import load_reward
+from align.rewards.catalogue import SCENES_REWARD
 from align.run import to_pil
 from align.scenes import CATEGORIES, category, prompt_set, verify
 from align.trust import EMBEDDED_TABLE, category_weights, ordered_pairs, read_table
@@ -36,7 +40,8 @@ from align.trust import EMBEDDED_TABLE, category_weights, ordered_pairs, read_ta
 ROOT = Path(__file__).parents[2]
 STUDENT = "embedded/scenes-turbo"
 MODELS = f"embedded/scenes and {STUDENT} each"
-REWARDS = ("scenes-clip", "scenes-count", "scenes-preference", "scenes-vqa")
+REWARDS = ("scenes-detector", "scenes-clip", "scenes-preference", "scenes-vqa")
+NAR = "embedded/nar-scenes"
 
 
 def make_pictures(
@@ -47,11 +52,11 @@ def make_pictures(
     listing = folder / "pictures.jsonl"
     rows = [json.loads(line) for line in listing.open()] if listing.exists() else []
     done = {row["prompt"] for row in rows if row["model"] == model}
-    pipe = align.load_pipeline(model)
+    pipe = load_nar_pipeline(NAR) if model == NAR else align.load_pipeline(model)
     for number, prompt in enumerate(prompts):
         if prompt in done:
             continue
-        images = align.generate(pipe, [prompt] * args.images, seed=1000 * number, **settings)
+        images = draw(pipe, prompt, args.images, 1000 * number, **settings)
         exact, partial = verify([prompt] * args.images, images)
         lines = []
         for i, image in enumerate(images):
@@ -65,6 +70,28 @@ def make_pictures(
             file.writelines(json.dumps(line) + "\n" for line in lines)
         print(f"{number + 1}/{len(prompts)} {prompt}: {float(exact.mean()):.2f} exact", flush=True)
     return listing
+
+
+def draw(pipe: Any, prompt: str, count: int, seed: int, **settings: Any) -> torch.Tensor:
+    """`count` pictures of a prompt, of a diffusion model or of NAR."""
+    if isinstance(pipe, NARPipeline):
+        generators = [torch.Generator().manual_seed(seed + i) for i in range(count)]
+        return pipe([prompt] * count, generator=generators, output_type="pt").images.clamp(0, 1)
+    return align.generate(pipe, [prompt] * count, seed=seed, **settings)
+
+
+def statistics_of(listing: Path) -> dict[str, dict]:
+    """Mean and std of each reward: the stored ones, and those of new rewards on these pictures."""
+    stored = read_table(EMBEDDED_TABLE)["statistics"]
+    known = {name: stored[name] for name in REWARDS if name in stored}
+    fresh = [name for name in REWARDS if name not in stored]
+    if fresh:
+        scores = score(read_ratings(listing), load_reward(",".join(fresh)))
+        for name, values in scores.items():
+            known[name] = {
+                "mean": float(values.mean()), "std": float(values.std()), "n": len(values)
+            }  # fmt: skip
+    return known
 
 
 def two_halves(name: str, count: int) -> tuple[list[str], list[str]]:
@@ -136,10 +163,10 @@ def best_of(choices: dict, exact: np.ndarray, prompts: np.ndarray, rows: np.ndar
 
 
 def seconds_for_16(listing: Path, repeats: int = 5) -> float:
-    """Median time of all four rewards on 16 pictures, forward and backward."""
+    """Median time of the default rewards on 16 pictures, forward and backward."""
     rated = read_ratings(listing)[:16]
     images = torch.stack([read_image(r.image) for r in rated]).requires_grad_()
-    reward = load_reward(",".join(REWARDS))
+    reward = load_reward(SCENES_REWARD)
     times = []
     for _ in range(repeats + 1):
         start = time.perf_counter()
@@ -169,20 +196,30 @@ def main() -> None:
     make_pictures(args.work / "rated", rated, args, "embedded/scenes", **teacher)
     listing = make_pictures(args.work / "rated", rated, args, STUDENT, num_inference_steps=1)
     calibrate(
-        listing, ",".join(REWARDS), args.out, statistics=read_table(EMBEDDED_TABLE)["statistics"],
+        listing, ",".join(REWARDS), args.out, statistics=statistics_of(listing),
         ratings=f"scenes verifier (exact), {args.images} pictures a prompt of {MODELS}",
     )  # fmt: skip
-    unseen = make_pictures(args.work / "judged", judged, args, "embedded/scenes", **teacher)
-    table = read_table(args.out)
-    report = judge_choices(unseen, table)
-    report["seconds_16_images"] = seconds_for_16(unseen)
+    table, report = read_table(args.out), {}
+    for model, settings in (
+        ("embedded/scenes", teacher),
+        (STUDENT, {"num_inference_steps": 1}),
+        (NAR, {}),
+    ):
+        unseen = make_pictures(args.work / Path(model).name, judged, args, model, **settings)
+        report[model] = judge_choices(unseen, table)
+        report["seconds_16_images"] = seconds_for_16(unseen)
+        for part in ("pairwise", "best_of"):
+            print_table(f"{model}: {part}", report[model][part])
     write_json(args.work / "report.json", report)
-    for part in ("pairwise", "best_of"):
-        print(f"\n{part}\n| category | {' | '.join(report[part]['all'])} |")
-        print("| --- " * (1 + len(report[part]["all"])) + "|")
-        for name, figures in report[part].items():
-            print(f"| {name} | {' | '.join(cell(figure) for figure in figures.values())} |")
     print(f"16 images, forward and backward: {report['seconds_16_images']:.3f} s")
+
+
+def print_table(title: str, figures: dict) -> None:
+    """Categories by choices, each with its interval."""
+    print(f"\n{title}\n| category | {' | '.join(figures['all'])} |")
+    print("| --- " * (1 + len(figures["all"])) + "|")
+    for name, row in figures.items():
+        print(f"| {name} | {' | '.join(cell(figure) for figure in row.values())} |")
 
 
 if __name__ == "__main__":

@@ -20,8 +20,8 @@ from typing import Any
 
 from align.compare import compare
 from align.evaluation.config import CompareConfig
-from align.evaluation.judging import SCENES_REWARDS
 from align.evaluation.wording import signed, with_interval
+from align.rewards.catalogue import SCENES_REWARD
 
 SEARCH = "carinox"
 
@@ -74,7 +74,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--per-category", type=int, default=10)
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--budget", default="200nfe")
-    parser.add_argument("--reward", default=SCENES_REWARDS, help="what searches choose by")
+    parser.add_argument("--reward", default=SCENES_REWARD, help="what searches choose by")
     parser.add_argument("--num-inference-steps", type=int, default=10)
     parser.add_argument("--guidance-scale", type=float, default=3.0)
     parser.add_argument("--seed", type=int, default=0)

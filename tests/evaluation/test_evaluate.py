@@ -193,7 +193,7 @@ def test_the_embedded_world(tmp_path, monkeypatch):
     assert (report["judge"], report["main"]) == ("verifier", "exact")
     assert "exactly as asked, judged by verifier on 2 prompts" in text
     assert report["held_out"] == [
-        "scenes-clip", "scenes-vqa", "scenes-count", "scenes-preference",
+        "scenes-clip", "scenes-vqa", "scenes-detector", "scenes-preference",
     ]  # fmt: skip
     for record in records(tmp_path / "run"):
         for one in record["results"]:

@@ -13,7 +13,7 @@ from align.noise_opt.paint import make_painter
 from align.sample import make_noise
 
 PROMPT = "a red circle left of a blue square"
-FOUR = "scenes-clip=0.7,scenes-vqa=1.2,scenes-count,scenes-preference=0.4"
+FOUR = "scenes-clip=0.7,scenes-vqa=1.2,scenes-detector,scenes-preference=0.4"
 ONE_STEP = ("sd-turbo", "lcm", "sdxl-turbo", "pixart-dmd", "flux-schnell", "sana-sprint")
 
 

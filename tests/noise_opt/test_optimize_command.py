@@ -171,7 +171,7 @@ def test_explain_says_category_weights_and_why(capsys):
     assert "category: numeracy 100% (it is a prompt of the scenes grammar)" in text
     assert "category: unknown (none of the rules reads it)" in text
     assert "100% uniform" in text
-    assert "scenes-count" in text
+    assert "scenes-detector" in text
 
 
 def test_weights_come_from_category_and_table(tmp_path):
