@@ -127,12 +127,12 @@ def _gradient(session: Session) -> Finding:
         prompt_embeds=session.embed(prompts),
     )
     run: dict[str, Any] = {"num_inference_steps": c.num_inference_steps, "eta": c.eta}
-    size = {"height": c.height, "width": c.width}
-    last = check_schedule(pipe, c.num_inference_steps, **size).index(c.num_inference_steps - 1)
+    steps = check_schedule(pipe, c.num_inference_steps, c.eta, c.height, c.width)
+    last = steps.index(c.num_inference_steps - 1)
     with torch.no_grad():
         noise = make_noise(pipe, [c.seed], c.height, c.width)
-        first = run | {"generator": _generators(session)}
-        before = sample(denoise, pipe.scheduler, noise, stop=last, **first)
+        run["generator"] = _generators(session)
+        before = sample(denoise, pipe.scheduler, noise, stop=last, **run)
 
     def loss() -> Tensor:
         run["generator"] = _generators(session)  # the same draws whenever the step is made
