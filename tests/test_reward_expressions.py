@@ -85,7 +85,6 @@ def test_weights_arguments_and_functions():
             "detector:model=7",
             r"7 may be a weight or the value of 'model'",
         ),
-        ("jpeg,detector:remove=cat;model=7=", "a weight is a finite number"),
         ("rewards.py", "needs a function: rewards.py:FUNCTION"),
     ],
 )
