@@ -103,8 +103,12 @@ def demo(args: list[str]) -> None:
     config = parse(DemoConfig, args, "demo")
     if importlib.util.find_spec("gradio") is None:
         raise ValueError("the demo needs Gradio: pip install align-diffusion[demo]")
-    from align.demo.serve import serve  # pyright: ignore[reportMissingImports]
+    from align.demo.network import (  # pyright: ignore[reportMissingImports]
+        own_address_without_proxy,
+    )
 
+    with own_address_without_proxy(config.host, config.share):
+        from align.demo.serve import serve  # pyright: ignore[reportMissingImports]
     serve(config)
 
 

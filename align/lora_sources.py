@@ -76,8 +76,8 @@ def _read_through_diffusers(pipe: Any, path: Path, tensors: dict[str, Tensor]) -
     given = str(path) if path.suffix == ".safetensors" else dict(tensors)
     try:
         pipe.load_lora_weights(given, adapter_name=READING)
-        factors = {
-            f"{component}.{name}": tuple(factor.float() for factor in factors_of(layer, READING))
+        found = {
+            f"{component}.{name}": factors_of(layer, READING)
             for component, module in pipe.components.items()
             for name, layer in (module.named_modules() if isinstance(module, nn.Module) else ())
             if isinstance(layer, LoraLayer) and READING in layer.lora_A
@@ -86,8 +86,9 @@ def _read_through_diffusers(pipe: Any, path: Path, tensors: dict[str, Tensor]) -
         raise refusal from error
     finally:
         _take_out(pipe, active)
-    if not factors or any(factor.is_meta for pair in factors.values() for factor in pair):
+    if not found or any(factor.is_meta for pair in found.values() for factor in pair):
         raise refusal
+    factors = {layer: (down.float(), up.float()) for layer, (down, up) in found.items()}
     pairs = len([key for key in tensors if _DOWN.search(key)])
     if not 0 < pairs <= len(factors):
         raise ValueError(

@@ -46,7 +46,9 @@ def _files(source: Path | str) -> list[str]:
 
 def check_folders(source: Path | str, parts: dict[str, str]) -> None:
     """Raise FileNotFoundError naming a part, by its class, that a folder has no subfolder of."""
-    for name, kind in parts.items() if isinstance(source, Path) else ():
+    if not isinstance(source, Path):
+        return
+    for name, kind in parts.items():
         if not (source / name).is_dir():
             raise FileNotFoundError(
                 f"{source} is not a complete model: it has no {name}/, which its model_index.json "

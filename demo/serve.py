@@ -1,20 +1,16 @@
 """`align demo`: serve the page until it is interrupted."""
 
-import importlib.util
 import logging
-import os
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from align.config import DemoConfig
 from align.demo import app, handlers, training, uploads
 from align.demo.guard import Guard
+from align.demo.network import own_address_without_proxy
 
 log = logging.getLogger(__name__)
 FIRST_PORT = 7860
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
 QUEUE = 30  # visitors waiting; further ones are told that it is full
 
 
@@ -25,7 +21,7 @@ def serve(config: DemoConfig) -> None:
     """
     page = app.build(config.allow_any_model)
     page.queue(max_size=QUEUE, default_concurrency_limit=4)
-    with _own_address_without_proxy(config.host, config.share):
+    with own_address_without_proxy(config.host, config.share):
         public, address = _launch(page, config)
     log.info("the demo is at %s", public or address)
     handlers.warm_up()
@@ -55,33 +51,3 @@ def _launch(page: Any, config: DemoConfig) -> tuple[str | None, str]:
         **app.APPEARANCE,
     )
     return public, address
-
-
-@contextmanager
-def _own_address_without_proxy(host: str, share: bool) -> Iterator[None]:
-    """Leave this machine's own addresses out of a network's proxy, as Gradio asks its own pages.
-
-    While the page starts, a SOCKS proxy is left out altogether: where its package is missing, no
-    address could be asked. A public link (`share`) needs the proxy, so there it stays.
-    """
-    listed = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
-    names = [name.strip() for name in listed.split(",") if name.strip()]
-    names += [] if "*" in names else [*LOOPBACK, host]
-    os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(dict.fromkeys(names))
-    socks = {
-        name: value
-        for name, value in os.environ.items()
-        if name.lower().endswith("_proxy") and value.lower().startswith("socks")
-    }
-    if socks and importlib.util.find_spec("socksio") is None:
-        if share:
-            raise ValueError(
-                f"--share goes through the SOCKS proxy of {next(iter(socks))}, which needs "
-                "`pip install httpx[socks]`; install it, or leave --share out"
-            )
-        for name in socks:
-            del os.environ[name]
-    try:
-        yield
-    finally:
-        os.environ.update(socks)

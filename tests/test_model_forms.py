@@ -81,7 +81,7 @@ def test_a_tokenizer_without_its_length_takes_that_of_its_encoder(folder, tmp_pa
 def test_a_part_that_is_missing_is_named(folder, tmp_path, part):
     shutil.copytree(folder, tmp_path / "m")
     shutil.rmtree(tmp_path / "m" / part)
-    with pytest.raises(FileNotFoundError, match=rf"m is not a complete model .*{part}"):
+    with pytest.raises(FileNotFoundError, match=rf"m is not a complete model: .*{part}"):
         load_pipeline(tmp_path / "m", device="cpu")
 
 
@@ -159,14 +159,15 @@ def test_an_overflow_says_where_and_in_which_precision(component):
 
 PAGE = """
 import os
-import gradio as gr
-import httpx
 from align.config import DemoConfig
-from align.demo import serve
-with gr.Blocks() as page:
-    gr.Markdown("here")
+from align.demo.network import own_address_without_proxy
 before = dict(os.environ)
-with serve._own_address_without_proxy("127.0.0.1", share=False):
+with own_address_without_proxy("127.0.0.1", share=False):
+    import gradio as gr
+    import httpx
+    from align.demo import serve
+    with gr.Blocks() as page:
+        gr.Markdown("here")
     _, address = serve._launch(page, DemoConfig())
     print(httpx.get(address).status_code, os.environ["no_proxy"])
 changed = {k: v for k, v in os.environ.items() if before.get(k) != v}
@@ -192,15 +193,15 @@ def test_the_demo_asks_its_own_address_without_a_proxy():
 
 
 def test_a_public_link_through_socks_says_what_it_needs(monkeypatch):
-    from align.demo import serve
+    from align.demo import network
 
-    monkeypatch.setattr(serve.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(network.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setenv("all_proxy", "socks5://127.0.0.1:9")
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.setenv("NO_PROXY", "*")
     with (
         pytest.raises(ValueError, match=r"SOCKS proxy of all_proxy, which needs `pip install"),
-        serve._own_address_without_proxy("127.0.0.1", share=True),
+        network.own_address_without_proxy("127.0.0.1", share=True),
     ):
         pass
 
