@@ -7,7 +7,7 @@ from align.budget import Budget, parse_budget
 from align.evaluation.config import CompareConfig, EvaluateConfig
 from align.evaluation.page import findings, write_reports
 from align.evaluation.run import do_run, make_plan
-from align.evaluation.work import claimed
+from align.files import claimed
 
 
 def evaluate(config: EvaluateConfig, pipe: Any = None) -> str:

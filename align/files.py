@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 
 def write_atomic(path: str | Path, data: bytes | str) -> None:
     """Write a file whole or not at all. Raises OSError, in one clear sentence, on a full disk."""
@@ -34,11 +36,30 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         with clear_disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
-            with temporary.open("rb") as written:
+            with temporary.open("rb+") as written:  # Windows flushes only what is open for writing
                 os.fsync(written.fileno())
             temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def claimed(path: str | Path, wait: bool = False) -> Iterator[bool]:
+    """Whether this process holds the lock `path` while the context lasts.
+
+    With `wait` it does in the end. The lock ends with its process; its file stays.
+    """
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(blocking=wait)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
 
 
 @contextmanager

@@ -20,12 +20,11 @@ from align.evaluation.pricing import Costs, Task, measure_costs, measure_seconds
 from align.evaluation.spending import check_quiet, load_average
 from align.evaluation.work import (
     check_out,
-    claimed,
     do_all,
     open_shared_run,
     read_all,
 )
-from align.files import write_json
+from align.files import claimed, write_json
 from align.models import load_pipeline
 from align.noise_opt.search import PULLS
 from align.prompts import PromptSet, default_prompts

@@ -8,13 +8,12 @@ a prompt's file follows from the configuration and the prompt alone, times apart
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from align.checks import to_dict
-from align.files import write_json
+from align.files import claimed, write_json
 from align.run import check_folder, open_run
 
 WAIT = 300.0  # seconds that other processes wait for the first one to make the folder
@@ -120,18 +119,3 @@ def read_all(folder: Path, count: int) -> list[dict[str, Any]] | None:
     if not all(file.is_file() for file in files):
         return None
     return [json.loads(file.read_text(encoding="utf-8")) for file in files]
-
-
-@contextmanager
-def claimed(path: Path, wait: bool = False) -> Iterator[bool]:
-    """Whether this process holds the claim while the context lasts; the lock ends with it."""
-    import fcntl
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True

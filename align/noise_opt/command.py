@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from align.checks import from_dict
-from align.files import write_json
+from align.files import claimed, write_json
 from align.models import load_pipeline
-from align.noise_opt.folder import PromptFolder, claimed, folder_of, result_of
+from align.noise_opt.folder import PromptFolder, folder_of, result_of
 from align.noise_opt.pictures import save_gains
 from align.noise_opt.search import PULLS, check_budget, measure_backward_cost, optimize
 from align.noise_opt.weights import weigh
@@ -150,7 +150,7 @@ def _backward_cost(run: Path, pipe: Any, job: _Job, config: OptimizeRunConfig) -
     if config.backward_cost is not None or config.budget is None or config.method not in PULLS:
         return config.backward_cost
     path = run / "costs.json"
-    with claimed(run, "costs", wait=True):
+    with claimed(run / ".locks" / "costs", wait=True):
         if not path.is_file():
             cost = round(measure_backward_cost(pipe, job.prompt, config), 3)
             write_json(path, {"backward_cost": cost})
@@ -159,7 +159,7 @@ def _backward_cost(run: Path, pipe: Any, job: _Job, config: OptimizeRunConfig) -
 
 def _try(run: Path, pipe: Any, reward: Any, config: OptimizeRunConfig, job: _Job) -> bool:
     """Do a prompt unless it is done or another process is at it; whether it is done now."""
-    with claimed(run, f"{job.index:04d}") as mine:
+    with claimed(run / ".locks" / f"{job.index:04d}") as mine:
         if result_of(run, job.index, job.prompt) is not None:
             return True
         if not mine:
@@ -193,7 +193,7 @@ def _search(run: Path, pipe: Any, reward: Any, config: OptimizeRunConfig, job: _
     name = f"images/{job.index:04d}.png"
     save_image(run / name, step.best_image, prompt=job.prompt, seed=job.seed, **settings)
     result = folder.finish(step)
-    with claimed(run, "metrics", wait=True):
+    with claimed(run / ".locks" / "metrics", wait=True):
         kept = ("prompt", "seed", "initial_total", "best_total", "iterations")
         log_metrics(
             run,

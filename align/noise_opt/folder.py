@@ -1,13 +1,11 @@
 """One prompt's folder of an `align optimize` run, and who may work in it.
 
 Everything is written whole or not at all; `result.json` comes last and says that the prompt is
-done. A lock that ends with its process keeps two processes from the same prompt.
+done. A lock that ends with its process (`align.files.claimed`) keeps two processes from the same
+prompt.
 """
 
-import fcntl
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,20 +43,6 @@ def result_of(run: Path, index: int, prompt: str) -> dict[str, Any] | None:
             "resume with the same prompts, or give another --out"
         )
     return result
-
-
-@contextmanager
-def claimed(run: Path, name: str, wait: bool = False) -> Iterator[bool]:
-    """Whether this process alone may do `name`; with `wait` it always may, in the end."""
-    path = run / ".locks" / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-            return
-        yield True  # closing the file frees the lock
 
 
 @dataclass

@@ -2,7 +2,6 @@
 
 import dataclasses
 import inspect
-import resource
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -167,6 +166,18 @@ def _moved(session: Session, loss: Any, gradients: Any, factor: float) -> float:
     return value
 
 
+def _peak_of_process() -> int:
+    """The most memory that this process has held, in bytes."""
+    if sys.platform == "win32":
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024  # Linux counts in KiB, macOS in bytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
 def _memory(session: Session) -> Finding:
     c, cuda = session.config, session.device.type == "cuda"
     if cuda:
@@ -174,9 +185,8 @@ def _memory(session: Session) -> Finding:
     record = train_step(session, 0, loss_of=loss_of(c))
     if cuda:
         peak = torch.cuda.max_memory_allocated(session.device)
-    else:  # the whole process's; Linux counts in KiB, macOS in bytes
-        unit = 1 if sys.platform == "darwin" else 1024
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    else:
+        peak = _peak_of_process()
     minutes = record["seconds"] * c.steps / 60
     text = (
         f"one update of {c.batch_size} images ({record['window']}) peaks at {peak / 2**30:.2f} GiB "
