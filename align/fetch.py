@@ -116,8 +116,7 @@ def _from_hub(repo: str, name: str) -> Path:
 
 def _reach(repo: str, call):
     """Call the Hub, its errors as one sentence that says what to do."""
-    from httpx import HTTPError
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, HTTPError
 
     try:
         return call()
@@ -126,7 +125,7 @@ def _reach(repo: str, call):
             f"{repo} is gated: accept its licence on https://huggingface.co/{repo}, then run "
             "`hf auth login`"
         ) from error
-    except (HfHubHTTPError, HFValidationError, HTTPError, OSError) as error:
+    except (HFValidationError, HTTPError, OSError) as error:
         reason = brief(error)
         raise FileNotFoundError(
             f"{repo} could not be fetched ({reason}); what came is kept, the same command goes on"

@@ -6,7 +6,7 @@ from typing import Any
 
 import diffusers
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError
+from huggingface_hub.errors import GatedRepoError, HFValidationError, HTTPError
 from safetensors import SafetensorError
 
 from align.denoisers import FAMILIES
@@ -53,7 +53,7 @@ def reach(source: Path | str, load: Any, *arguments: Any, **settings: Any) -> An
             f"{source} is gated: accept its licence on https://huggingface.co/{source}, then "
             "run `hf auth login`"
         ) from error
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
+    except (HFValidationError, HTTPError, OSError) as error:
         if isinstance(source, Path):
             raise FileNotFoundError(f"{source} is not a complete model ({brief(error)})") from error
         raise FileNotFoundError(
@@ -65,7 +65,7 @@ def reach(source: Path | str, load: Any, *arguments: Any, **settings: Any) -> An
             raise
         raise FileNotFoundError(
             f"{source} could not be loaded from the Hub: the proxy of this environment is SOCKS, "
-            "which needs `pip install httpx[socks]`; or unset all_proxy"
+            "which needs `pip install socksio`; or unset all_proxy"
         ) from error
     except SafetensorError as error:
         raise ValueError(f"{source} has a damaged weights file ({error})") from error

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import hf_hub_download, list_repo_files
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
+from huggingface_hub.errors import EntryNotFoundError, HFValidationError, HTTPError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -106,7 +106,7 @@ def _find_on_hub(source: str) -> Path:
             with suppress(EntryNotFoundError):
                 hf_hub_download(f"{owner}/{name}", PEFT_CONFIG)  # it comes to lie beside the file
         return Path(hf_hub_download(f"{owner}/{name}", file[0]))
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
+    except (HFValidationError, HTTPError, OSError) as error:
         if type(error) is FileNotFoundError:
             raise
         raise FileNotFoundError(

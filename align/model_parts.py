@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import list_repo_files, try_to_load_from_cache
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.errors import HFValidationError, HTTPError
 
 # In the order in which they are taken.
 VARIANTS = ("fp16", "bf16", "fp32")
@@ -36,7 +36,7 @@ def _files(source: Path | str) -> list[str]:
     if isinstance(source, str):
         try:
             return list_repo_files(source)
-        except (HfHubHTTPError, HFValidationError, OSError):
+        except (HFValidationError, HTTPError, OSError):
             cached = try_to_load_from_cache(source, "model_index.json")
             if not isinstance(cached, str):
                 return []

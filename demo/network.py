@@ -29,7 +29,7 @@ def own_address_without_proxy(host: str, share: bool) -> Iterator[None]:
         if share:
             raise ValueError(
                 f"--share goes through the SOCKS proxy of {next(iter(socks))}, which needs "
-                "`pip install httpx[socks]`; install it, or leave --share out"
+                "`pip install socksio`; install it, or leave --share out"
             )
         for name in socks:
             del os.environ[name]

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import socket
 from pathlib import Path
 
 import pytest
@@ -119,6 +120,19 @@ def test_a_head_comes_with_its_checksum(place, monkeypatch):
     answers[:] = [content]
     assert (download(right) / "head.pth").read_bytes() == content
     assert "ok " in check([right], only_present=False)
+
+
+def test_a_server_that_does_not_answer_is_one_sentence(place, monkeypatch, capsys):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        monkeypatch.setattr(
+            "huggingface_hub.hf_api.constants.ENDPOINT", f"http://127.0.0.1:{free.getsockname()[1]}"
+        )
+        assert main(["fetch", "clip"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("align: openai/clip-vit-large-patch14 could not be fetched (")
+    assert "refused" in said
+    assert said.count("\n") == 1
 
 
 def test_no_network_is_one_sentence(place, monkeypatch, capsys):

@@ -157,14 +157,14 @@ def test_a_damaged_index_is_named(tmp_path, text, message):
 
 
 def test_a_gated_model_says_how_to_get_it():
-    import httpx
-    from huggingface_hub.errors import GatedRepoError
+    from huggingface_hub.errors import GatedRepoError, Response
+    from huggingface_hub.utils import get_session
 
     from align.hub import reach
 
     def load(source):
-        request = httpx.Request("GET", f"https://huggingface.co/{source}")
-        raise GatedRepoError("401", response=httpx.Response(401, request=request))
+        request = get_session().build_request("GET", f"https://huggingface.co/{source}")
+        raise GatedRepoError("401", response=Response(401, request=request))
 
     with pytest.raises(
         FileNotFoundError, match=r"accept its licence on https://huggingface\.co/o/m"

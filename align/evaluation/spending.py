@@ -1,6 +1,5 @@
 """What a picture costs, counted by hooks: passes of generator and rewards, seconds, load."""
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor
 
@@ -130,7 +130,7 @@ def _queued() -> float | None:
 
 def load_average() -> float:
     """Processes that wanted the processors, mean of the last minute."""
-    return os.getloadavg()[0]
+    return psutil.getloadavg()[0]
 
 
 def check_quiet(allow_busy: bool, limit: float = QUIET_LOAD) -> float:

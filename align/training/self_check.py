@@ -7,6 +7,7 @@ import tempfile
 from dataclasses import dataclass
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor
 
@@ -169,8 +170,6 @@ def _moved(session: Session, loss: Any, gradients: Any, factor: float) -> float:
 def _peak_of_process() -> int:
     """The most memory that this process has held, in bytes."""
     if sys.platform == "win32":
-        import psutil
-
         return psutil.Process().memory_info().peak_wset
     import resource
 
@@ -183,10 +182,7 @@ def _memory(session: Session) -> Finding:
     if cuda:
         torch.cuda.reset_peak_memory_stats(session.device)
     record = train_step(session, 0, loss_of=loss_of(c))
-    if cuda:
-        peak = torch.cuda.max_memory_allocated(session.device)
-    else:
-        peak = _peak_of_process()
+    peak = torch.cuda.max_memory_allocated(session.device) if cuda else _peak_of_process()
     minutes = record["seconds"] * c.steps / 60
     text = (
         f"one update of {c.batch_size} images ({record['window']}) peaks at {peak / 2**30:.2f} GiB "
