@@ -9,6 +9,7 @@ Raster order and PAR's four distant regions (arXiv 2412.15119) are described in 
 as baselines that share the model's code.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from math import prod
@@ -51,7 +52,7 @@ class Order:
         return int((self.slots >= self.num_tokens).sum())
 
 
-def check_grid(grid_shape: tuple[int, ...], axes: tuple[int, ...] = (2, 3)) -> tuple[int, ...]:
+def check_grid(grid_shape: Sequence[int], axes: tuple[int, ...] = (2, 3)) -> tuple[int, ...]:
     """Return `grid_shape` as a tuple of ints; ValueError unless it has 2 or 3 positive sides."""
     shape = tuple(int(side) for side in grid_shape)
     if len(shape) not in axes or min(shape) < 1:

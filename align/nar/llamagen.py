@@ -1,6 +1,7 @@
 """LlamaGen's VQ-16 and VQ-8 image tokenizers (arXiv 2406.06525) in diffusers' VQ autoencoder."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +49,8 @@ class LlamaGenTokenizer(ModelMixin, ConfigMixin):
     @register_to_config
     def __init__(
         self,
-        image_size: tuple[int, int] = (256, 256),
-        widths: tuple[int, ...] = (128, 128, 256, 256, 512),
+        image_size: Sequence[int] = (256, 256),
+        widths: Sequence[int] = (128, 128, 256, 256, 512),
         latent_channels: int = 256,
         codebook_size: int = 16384,
         code_width: int = 8,

@@ -6,6 +6,7 @@ loss is one cross-entropy on the mixed logits. Departures from its code: sequenc
 decoding order, only logits inside the grid are computed, and grids may be of any shape.
 """
 
+from collections.abc import Sequence
 from functools import reduce
 from typing import Any, ClassVar
 
@@ -66,7 +67,7 @@ class NARTransformer2DModel(ModelMixin, ConfigMixin):
     @register_to_config
     def __init__(
         self,
-        grid_shape: tuple[int, ...] = (16, 16),
+        grid_shape: Sequence[int] = (16, 16),
         vocab_size: int = 16384,
         width: int = 768,
         num_layers: int = 12,
@@ -226,7 +227,7 @@ class NARTransformer2DModel(ModelMixin, ConfigMixin):
 
     def fusion_weights(
         self, normed: list[Float[Tensor, "b k d"]], available: Bool[Tensor, "heads k"]
-    ) -> Float[Tensor, "heads b k"]:
+    ) -> Float[Tensor, "heads #b k"]:
         """Non-negative weights that sum to one over the heads that have a neighbour."""
         used = self._used(available)[:, None]  # (heads, 1, k)
         if self.config.fusion == "scalar":

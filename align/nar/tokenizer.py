@@ -5,6 +5,7 @@ do not overlap), so that equal patches get equal codes and a token model has les
 decoder looks around to smooth the seams.
 """
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -91,12 +92,12 @@ class ImageTokenizer(ModelMixin, ConfigMixin):
     @register_to_config
     def __init__(
         self,
-        image_size: tuple[int, int] = (64, 64),
-        widths: tuple[int, ...] = (32, 64, 128),
+        image_size: Sequence[int] = (64, 64),
+        widths: Sequence[int] = (32, 64, 128),
         blocks: int = 2,
         context: int = 0,
         quantizer: str = "fsq",
-        levels: tuple[int, ...] = (8, 5, 5, 5),
+        levels: Sequence[int] = (8, 5, 5, 5),
         codebook_size: int = 1024,
         code_width: int = 8,
     ):

@@ -5,6 +5,7 @@ alone, so the grid of tokens is a true one in time, rows and columns: what the o
 `align.nar.grid` supposes. The decoder looks around, in time as well.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -53,11 +54,11 @@ class VideoTokenizer(ModelMixin, ConfigMixin):
     def __init__(
         self,
         num_frames: int = 8,
-        image_size: tuple[int, int] = (32, 32),
+        image_size: Sequence[int] = (32, 32),
         time_patch: int = 2,
-        widths: tuple[int, ...] = (32, 64, 80),
+        widths: Sequence[int] = (32, 64, 80),
         blocks: int = 1,
-        levels: tuple[int, ...] = (8, 5, 5, 5),
+        levels: Sequence[int] = (8, 5, 5, 5),
     ):
         super().__init__()
         patch, widths = 2 ** (len(widths) - 1), tuple(widths)

@@ -104,8 +104,12 @@ class Evaluator:
         return weights.sign().view(-1, 1, 1, 1, 1)
 
     def _pull_back(
-        self, pull: Pull, painted: Tensor, noise: Tensor, slopes: Float[Tensor, "k n 3 h w"]
-    ) -> Float[Tensor, "k n c h w"]:
+        self,
+        pull: Pull,
+        painted: Float[Tensor, "m 3 height width"],
+        noise: Float[Tensor, "m c h w"],
+        slopes: Float[Tensor, "k n 3 height width"],
+    ) -> Float[Tensor, "passes m c h w"]:
         """Gradients on the image to gradients on the noise: one backward pass, or one a term."""
         slopes = slopes.to(painted)
         if pull == "image":

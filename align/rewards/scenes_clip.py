@@ -43,12 +43,12 @@ class ImageTower(nn.Module):
         self.text_projection = nn.Linear(width, width, bias=False)
         self.log_scale = nn.Parameter(torch.tensor(2.66))  # log(1 / 0.07), as CLIP begins
 
-    def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b w"]:
+    def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
         """Unit image features from images in [0, 1]."""
         x = self.tokens(self.trunk(prepare(images, self.project.weight)))
         return F.normalize(self.project(self.expand(x).mean(1)), dim=-1)
 
-    def text_features(self, pooled: Float[Tensor, "b w"]) -> Float[Tensor, "b w"]:
+    def text_features(self, pooled: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
         """Unit text features from the text encoder's state at the end token."""
         return F.normalize(self.text_projection(pooled), dim=-1)
 

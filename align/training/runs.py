@@ -3,7 +3,7 @@
 import importlib.util
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
@@ -15,6 +15,7 @@ from align.prompts import PromptSet
 from align.training.regularize import RunningScale
 
 
+@runtime_checkable
 class Run(Protocol):
     """The state of a run; `align.training.session.Session` is the one of diffusion models."""
 
