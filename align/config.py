@@ -116,7 +116,8 @@ class QuickstartConfig:
     """The main job on the embedded models: train a LoRA by a reward, judge it, write a report."""
 
     minutes: float = 5.0
-    """Time for all of it; where it gets short the training ends early."""
+    """Time for all of it; where it gets short the training ends early, not before 10 updates a
+    minute of it: a busy machine takes longer."""
     seed: int = 0
     """Seed of the training and of all pictures."""
     device: str | None = None

@@ -6,6 +6,7 @@ part in any of it.
 """
 
 import logging
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -46,7 +47,7 @@ FIRST_SEED = 1000  # noise i is that of this seed + i
 SHOWN_PER_CATEGORY = 2  # the first prompts of each category, with their first noise
 SEARCHED_PER_CATEGORY = 2  # prompts whose noise is searched, and that NAR draws: the first ones
 RESERVE = 0.3  # minutes kept for the reports
-LEAST_TRAINING = 0.5  # minutes, however slow the machine is
+LEAST_UPDATES = 10  # of the training a minute of `--minutes`, however slow the machine is
 OUT = Path("runs/quickstart")
 
 
@@ -141,11 +142,12 @@ def run(config: QuickstartConfig) -> Outcome:
 
     # The pictures after will take as long as those before took on this machine.
     end = started + 60 * (config.minutes - RESERVE) - (drawn - started)
-    end = max(end, begun + 60 * LEAST_TRAINING)
     training = training_config(config, folder)
-    minutes = (end - begun) / 60
-    log.info("4/5 training a LoRA by %s, at most %.1f minutes", training.reward, minutes)
-    result = train(training, on_step=lambda record: time.monotonic() > end)
+    minutes, least = max(end - begun, 0) / 60, least_updates(config.minutes)
+    log.info("4/5 training a LoRA by %s, %.1f minutes for it", training.reward, minutes)
+    result = train(
+        training, on_step=lambda record: record["step"] >= least and time.monotonic() > end
+    )
     trained = time.monotonic()
 
     from align.lora import load_lora
@@ -180,6 +182,11 @@ def run(config: QuickstartConfig) -> Outcome:
     )
     save_pictures(outcome, pipe)
     return outcome
+
+
+def least_updates(minutes: float) -> int:
+    """Updates that are made even when the time is over: a busy machine takes longer instead."""
+    return min(math.ceil(LEAST_UPDATES * minutes), TRAINING.steps)
 
 
 def open_folder(config: QuickstartConfig) -> Path:

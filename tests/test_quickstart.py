@@ -141,6 +141,14 @@ def test_a_small_run_of_the_whole_and_a_second_one(small, capsys):
     assert sorted(path.name for path in folder.iterdir()) == ["run.json"]
 
 
+def test_a_busy_machine_trains_less_but_never_next_to_nothing(small, monkeypatch):
+    training = dataclasses.replace(q.TRAINING, steps=6)
+    monkeypatch.setattr(q, "TRAINING", training)
+    monkeypatch.setattr(quickstart_parts, "EMBEDDED", small)  # without NAR
+    assert q.run(QuickstartConfig(minutes=0.3)).updates == 3  # the time was over before the first
+    assert [q.least_updates(minutes) for minutes in (0.01, 0.2, 60)] == [1, 2, 6]
+
+
 def test_a_given_folder_is_not_replaced_unasked(small):
     (small / "mine").mkdir()
     (small / "mine" / "a.txt").write_text("keep me")

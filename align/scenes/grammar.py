@@ -189,22 +189,23 @@ def _object_text(thing: SceneObject, form: int, count: int = 0) -> str:
     return " ".join([NUMBERS[count - 1] if count else _article(words[0]), *words])
 
 
+def _form(thing: SceneObject, rng: random.Random | None) -> int:
+    """The main form, or one that `rng` draws; the others carry no size or texture."""
+    return 0 if rng is None or thing.size or thing.texture else rng.choice((0, 0, 1, 2))
+
+
 def describe(scene: Scene, rng: random.Random | None = None) -> str:
     """Write the stated facts of `scene` as a prompt: the main form, or a random form from `rng`."""
-
-    def form(thing: SceneObject) -> int:
-        # the other forms carry no size or texture
-        return 0 if rng is None or thing.size or thing.texture else rng.choice((0, 0, 1, 2))
-
     first = scene.objects[0]
     alike = all((o.color, o.shape) == (first.color, first.shape) for o in scene.objects)
     if scene.counted or (len(scene.objects) > 1 and alike):
-        return _object_text(first, form(first), len(scene.objects))
+        return _object_text(first, _form(first, rng), len(scene.objects))
     kinds = {relation.first: relation.kind for relation in scene.relations}
-    text = _object_text(first, form(first))
+    text = _object_text(first, _form(first, rng))
     for index, thing in enumerate(scene.objects[1:]):
         phrases = CONNECTORS[kinds.get(index, "")]
-        text += f" {rng.choice(phrases) if rng else phrases[0]} {_object_text(thing, form(thing))}"
+        connector = rng.choice(phrases) if rng else phrases[0]
+        text += f" {connector} {_object_text(thing, _form(thing, rng))}"
     return text
 
 
