@@ -88,9 +88,9 @@ def test_facts_of_known_findings(prompt, objects, wrong, count):
 
 def test_notes_say_what_is_there_instead():
     (facts,) = scenes_facts.explain(maps_of([RED, CROSS]), ["an orange circle"])
-    assert facts[0].note == "something red, a circle, at (15, 30) instead"
-    assert facts[1].note == "something purple, a cross, at (30, 55)"
-    assert str(facts[1]) == "0.00  nothing else is there (something purple, a cross, at (30, 55))"
+    assert facts[0].note == "a red circle at (15, 30) instead"
+    assert facts[1].note == "a purple cross at (30, 55)"
+    assert str(facts[1]) == "0.00  nothing else is there (a purple cross at (30, 55))"
     unsure = maps_of([RED])
     unsure.presence[0, PLACES[1]] = 3.0
     unsure.color[0, PLACES[1], -1] = 9.0
