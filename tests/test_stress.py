@@ -237,7 +237,7 @@ def test_a_judge_that_is_a_share_keeps_to_its_bounds_and_one_prompt_has_no_inter
 def test_the_command_writes_what_it_found(tmp_path, capsys, what):
     out = tmp_path / "run"
     assert main([
-        "rewards", "stress", "--reward", "scenes-clip", "--num-prompts", "9", "--steps", "2",
+        "rewards", "stress", "--reward", "scenes-clip", "--num-prompts", "9", "--steps", "1",
         "--batch-size", "4", "--what", what, "--out", str(out), "--device", "cpu", "--seed", "5",
     ]) == 0  # fmt: skip
     said = capsys.readouterr().out.splitlines()
@@ -255,8 +255,8 @@ def test_the_command_writes_what_it_found(tmp_path, capsys, what):
         for name in ("reward", "judge"):
             mean = np.mean([row[name][k] for row in rows])
             assert step[name]["mean"] == pytest.approx(mean, abs=1e-6)
-    assert report["steps"][2]["reward_gain"]["mean"] > 0
-    assert len(read_metrics(out)) == 3 * 3  # batches of 4, 4 and 1; the start and two steps
+    assert report["steps"][1]["reward_gain"]["mean"] > 0
+    assert len(read_metrics(out)) == 3 * 2  # batches of 4, 4 and 1; the start and one step
     assert report["settings"]["what"] == what
     with Image.open(out / "before-after.png") as picture:
         assert picture.size == (9 * 66 - 2, 2 * 66 - 2)
