@@ -35,7 +35,7 @@ def explain(maps: Maps, prompts: list[str]) -> list[list[Fact]]:
             candidates = detector.select(part, torch.tensor([i], device=chosen.device))
             facts[row] = [
                 *_facts(parse(prompts[row]), chosen[i].tolist(), one, candidates),
-                Fact("no object has a stain", clean[row]),
+                Fact("no object has a stain", clean[row], _stain(maps, row, clean[row])),
             ]
     return facts
 
@@ -97,6 +97,13 @@ def _nothing_else(present: Float[Tensor, " k"], chosen: list[int], found: Maps) 
     most = max(others, key=lambda k: float(present[k]))
     p = float((1 - present[others]).prod())
     return Fact("nothing else is there", p, _look(found, most) if p < SURE else "")
+
+
+def _stain(maps: Maps, row: int, clean: float) -> str:
+    """Where the likeliest stain of a picture is; nothing where there hardly is one."""
+    side = round(maps.flaw.shape[1] ** 0.5)
+    x, y = detector.cell_centers(side, side)[int(maps.flaw[row].argmax())].tolist()
+    return f"something at ({x:.0f}, {y:.0f})" if clean < SURE else ""
 
 
 def _look(found: Maps, k: int) -> str:
