@@ -132,7 +132,9 @@ def _reward(config: StressConfig) -> Reward:
 
 def _judge(config: StressConfig, prompts: PromptSet, pipe: Any) -> tuple[str, Reward]:
     """The judge and its expression. Raises ValueError for one that is optimized here."""
-    expression, scenes = judge_expression(config.judge, prompts, image_size(pipe, None, None))
+    expression, scenes = judge_expression(
+        config.judge, prompts, image_size(pipe, config.height, config.width)
+    )
     judge = load_judge(expression, torch_device(config.device))
     raised = Judges(expression, judge, tuple(terms_of(config.reward)), None, scenes)
     if raised.warning:
@@ -174,6 +176,8 @@ def _ascents(
                 guidance_scale=config.guidance_scale,
                 grad_steps=config.grad_steps,
                 checkpointing=config.checkpointing,
+                height=config.height,
+                width=config.width,
             ):
                 rewards[moment.step, rows], judged[moment.step, rows] = moment.reward, moment.judge
                 means = {"reward": moment.reward.mean(), "judge": moment.judge.float().mean()}

@@ -1,6 +1,6 @@
 """`ascend`: what a reward and a judge say along the reward's gradient, prompts in one batch."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from align.denoisers import default_steps, encode_prompts, family_of, make_denoiser
+from align.denoisers import default_steps, family_of, make_denoiser
 from align.noise_opt.paint import check_grad_steps, final_latents
 from align.pixels import decode
 from align.rewards.reward import Reward
@@ -43,6 +43,8 @@ def ascend(
     guidance_scale: float | None = None,
     grad_steps: int | None = None,
     checkpointing: bool = False,
+    height: int | None = None,
+    width: int | None = None,
 ) -> Iterator[Moment]:
     """Ascents of the reward, all prompts in one batch, prompt i from the noise of `seeds[i]`.
 
@@ -53,9 +55,30 @@ def ascend(
         ValueError: the settings do not fit the pipeline, or the reward gives no gradient.
         RuntimeError: a score is not finite.
     """
-    paint, point = _starts(
-        pipe, prompts, seeds, what, num_inference_steps, guidance_scale, grad_steps, checkpointing
+    own_steps = default_steps(pipe) if num_inference_steps is None else num_inference_steps
+    kept = check_grad_steps(pipe, own_steps, grad_steps)
+    denoise = make_denoiser(
+        pipe,
+        list(prompts),
+        guidance_scale=guidance_scale,
+        checkpointing=checkpointing,
+        height=height,
+        width=width,
     )
+
+    def latents_of(noise: Tensor) -> Tensor:
+        own = past_the_noise(pipe, seeds, height, width)  # the same in every step
+        dtype = family_of(pipe).noise_dtype(pipe)
+        return final_latents(pipe, denoise, noise.to(dtype), own_steps, kept, own)
+
+    def paint(point: Tensor) -> Tensor:
+        latents = latents_of(point) if what == "noise" else point
+        return decode(pipe, latents, checkpointing=checkpointing)
+
+    point = make_noise(pipe, seeds, height, width).float()
+    if what == "latents":
+        with torch.no_grad():
+            point = latents_of(point).float()
     norms = _norms(point)
     for step in range(steps + 1):
         last = step == steps
@@ -66,56 +89,28 @@ def ascend(
         gradient = torch.zeros_like(point)
         if not last:  # of the negative: the clamp to [0, 1] is made for a loss
             (gradient,) = torch.autograd.grad(-scores.sum(), point)
-        lengths = _norms(gradient)
-        moves = lengths.isfinite() & (lengths > 0)
-        images = images.detach()
+        images, scores = images.detach(), scores.detach()
         with torch.no_grad():
             judged = judge(images, prompts, metadata)
         for name, values in (("reward", scores), ("judge", judged)):
             if not values.isfinite().all():
                 row = int((~values.isfinite()).nonzero()[0])
                 raise RuntimeError(f"the {name} of {prompts[row]!r} is not finite at step {step}")
-        yield Moment(step, scores.detach().cpu(), judged.cpu(), images, moves.flatten().cpu())
-        moved = point.detach() - step_length * norms * gradient / lengths
-        if what == "noise":
-            moved = moved * (norms / _norms(moved))
+        moves = (_norms(gradient) > 0) & _norms(gradient).isfinite()
+        yield Moment(step, scores.cpu(), judged.cpu(), images, moves.flatten().cpu())
+        moved = _descend(point.detach(), gradient, step_length * norms, what == "noise")
         point = torch.where(moves, moved, point.detach())
 
 
-def _starts(
-    pipe: Any,
-    prompts: Sequence[str],
-    seeds: Sequence[int],
-    what: What,
-    num_inference_steps: int | None,
-    guidance_scale: float | None,
-    grad_steps: int | None,
-    checkpointing: bool,
-) -> tuple[Callable[[Tensor], Tensor], Float[Tensor, "b c h w"]]:
-    """A map to pictures and where the ascents start, in float32: noise, or final latents."""
-    steps = default_steps(pipe) if num_inference_steps is None else num_inference_steps
-    kept = check_grad_steps(pipe, steps, grad_steps)
-    denoise = make_denoiser(
-        pipe,
-        None,
-        guidance_scale=guidance_scale,
-        checkpointing=checkpointing,
-        prompt_embeds=encode_prompts(pipe, list(prompts), guidance_scale=guidance_scale),
-    )
-    dtype = family_of(pipe).noise_dtype(pipe)
-
-    def latents_of(noise: Tensor) -> Tensor:
-        own = past_the_noise(pipe, seeds)  # the same in every step
-        return final_latents(pipe, denoise, noise.to(dtype), steps, kept, own)
-
-    def from_latents(latents: Tensor) -> Tensor:
-        return decode(pipe, latents, checkpointing=checkpointing)
-
-    noise = make_noise(pipe, seeds).float()
-    if what == "noise":
-        return lambda point: from_latents(latents_of(point)), noise
-    with torch.no_grad():
-        return from_latents, latents_of(noise).float()
+def _descend(
+    point: Float[Tensor, "b c h w"],
+    gradient: Float[Tensor, "b c h w"],
+    lengths: Float[Tensor, "b 1 1 1"],
+    on_sphere: bool,
+) -> Float[Tensor, "b c h w"]:
+    """The points after a step of these lengths against the gradient, at their norms if wanted."""
+    moved = point - lengths * gradient / _norms(gradient)
+    return moved * (_norms(point) / _norms(moved)) if on_sphere else moved
 
 
 def _norms(rows: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 1 1 1"]:

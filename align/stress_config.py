@@ -38,6 +38,10 @@ class StressConfig:
     """Classifier-free guidance (default: the pipeline's own)."""
     grad_steps: int | None = None
     """Last denoising steps with gradient, those before as the identity (default: all)."""
+    height: int | None = None
+    """Height in pixels (default: the model's own)."""
+    width: int | None = None
+    """Width in pixels (default: the model's own)."""
     batch_size: int = 16
     """Prompts per forward and backward pass."""
     checkpointing: bool = False
@@ -59,7 +63,10 @@ class StressConfig:
         """Raise ValueError where a value is out of range."""
         check(
             self,
-            at_least_1=("steps", "num_prompts", "num_inference_steps", "grad_steps", "batch_size"),
+            at_least_1=(
+                "steps", "num_prompts", "num_inference_steps", "grad_steps", "batch_size", "height",
+                "width",
+            ),
             not_negative=("guidance_scale", "seed"),
             positive=("step_length",),
-        )
+        )  # fmt: skip

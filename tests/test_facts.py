@@ -88,17 +88,20 @@ def test_facts_of_known_findings(prompt, objects, wrong, count):
 
 def test_notes_say_what_is_there_instead():
     (facts,) = scenes_facts.explain(maps_of([RED, CROSS]), ["an orange circle"])
-    assert facts[0].note == "something red, a circle, at (15, 30) instead"
-    assert facts[1].note == "something purple, a cross, at (30, 55)"
-    assert str(facts[1]) == "0.00  nothing else is there (something purple, a cross, at (30, 55))"
+    assert facts[0].note == "a red circle at (15, 30) instead"
+    assert facts[1].note == "a purple cross at (30, 55)"
+    assert str(facts[1]) == "0.00  nothing else is there (a purple cross at (30, 55))"
     unsure = maps_of([RED])
     unsure.presence[0, PLACES[1]] = 3.0
     unsure.color[0, PLACES[1], -1] = 9.0
     unsure.shape[0, PLACES[1], SHAPES.index("star")] = 0.5
-    ((_, rest, _),) = scenes_facts.explain(unsure, ["a red circle"])
+    unsure.flaw[0, 17] = 4.0  # the second place of the second row
+    ((_, rest, clean),) = scenes_facts.explain(unsure, ["a red circle"])
+    assert clean.note == "something at (6, 6)"
+    assert clean.probability == pytest.approx(0.029, abs=0.01)  # sigmoid(-6 tanh(4 / 6))
     assert rest.note == "something of no known colour, perhaps a star, at (0, 0)"
-    ((_, rest, _),) = scenes_facts.explain(maps_of([RED]), ["a red circle"])
-    assert rest.note == ""
+    ((_, rest, clean),) = scenes_facts.explain(maps_of([RED]), ["a red circle"])
+    assert rest.note == clean.note == ""
 
 
 def test_the_product_of_the_facts_is_the_best_assignments_score(monkeypatch):

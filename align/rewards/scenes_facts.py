@@ -35,7 +35,7 @@ def explain(maps: Maps, prompts: list[str]) -> list[list[Fact]]:
             candidates = detector.select(part, torch.tensor([i], device=chosen.device))
             facts[row] = [
                 *_facts(parse(prompts[row]), chosen[i].tolist(), one, candidates),
-                Fact("no object has a stain", clean[row]),
+                Fact("no object has a stain", clean[row], _stain(maps, row, clean[row])),
             ]
     return facts
 
@@ -99,12 +99,21 @@ def _nothing_else(present: Float[Tensor, " k"], chosen: list[int], found: Maps) 
     return Fact("nothing else is there", p, _look(found, most) if p < SURE else "")
 
 
+def _stain(maps: Maps, row: int, clean: float) -> str:
+    """Where the likeliest stain of a picture is; nothing where there hardly is one."""
+    side = round(maps.flaw.shape[1] ** 0.5)
+    x, y = detector.cell_centers(side, side)[int(maps.flaw[row].argmax())].tolist()
+    return f"something at ({x:.0f}, {y:.0f})" if clean < SURE else ""
+
+
 def _look(found: Maps, k: int) -> str:
-    """What one candidate looks like: "something purple, perhaps a cross, at (x, y)"."""
+    """What one candidate looks like: "a purple cross at (x, y)", or "something purple, perhaps a
+    cross, at (x, y)" where that is not sure."""
     color, shape = (maps[0, k].softmax(-1) for maps in (found.color, found.shape))
-    color_names, shape_names = [*COLORS, "of no known colour"], [*SHAPES, "no known shape"]
-    name = shape_names[int(shape.argmax())]
-    if name in SHAPES:
-        name = with_article(name) if float(shape.max()) >= SURE else f"perhaps {with_article(name)}"
+    c, s = int(color.argmax()), int(shape.argmax())
     x, y = (round(value) for value in found.center[0, k].tolist())
-    return f"something {color_names[int(color.argmax())]}, {name}, at ({x}, {y})"
+    if c < len(COLORS) and s < len(SHAPES) and min(float(color[c]), float(shape[s])) >= SURE:
+        return f"{with_article(f'{[*COLORS][c]} {SHAPES[s]}')} at ({x}, {y})"
+    look = [*COLORS, "of no known colour"][c]
+    name = f"perhaps {with_article(SHAPES[s])}" if s < len(SHAPES) else "of no known shape"
+    return f"something {look}, {name}, at ({x}, {y})"
