@@ -25,7 +25,7 @@ KEPT = 2  # candidates that are followed at once
 SPREAD = 0.2  # angle between a noise and its neighbours
 LOOKS = 0.55  # of what exploring may cost: previews of x_0
 DIVERSITY_FLOOR = 0.5  # of the median distance between explored images
-PATH = 120.0  # iterations times learning rate that a candidate is followed
+PATH = 240.0  # iterations times learning rate that a candidate is followed
 REFERENCE_LENGTH = 128.0  # of SD-Turbo's noise, sqrt(4 * 64 * 64): steps grow with the length
 
 
