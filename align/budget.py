@@ -78,6 +78,17 @@ class Purse:
             return 0.0
         return self._spent_in_unit() / self.budget.amount
 
+    @property
+    def worth(self) -> float:
+        """Images without gradient that the whole budget pays for; by the mean cost so far where it
+        stands for time. Needs a budget, and of time an image drawn."""
+        assert self.budget is not None
+        if self.budget.unit == "images":
+            return self.budget.amount
+        if self.budget.unit == "nfe":
+            return self.budget.amount / (self.steps * self.price())
+        return self.budget.amount / self.seconds * self.forwards
+
     def fits(self, backwards: float = 0, images: int = 1_000_000, scores: float = 1.0) -> int:
         """How many of `images` more can be paid for, each with this many backwards and scores.
 

@@ -45,8 +45,9 @@ class OptimizeConfig:
     """Prior of the noise: log-norm, kl, spectrum or concentration."""
     clip: float = 0.1
     """L2 bound on each term's gradient; 0 leaves it."""
-    explore_share: float = 0.33
-    """carinox: share of a budget that explores before it optimizes; 1 only explores."""
+    explore_share: float | None = None
+    """carinox: share of a budget that explores before it optimizes; 1 only explores (default: 0.33;
+    1 from five denoising steps on, where a gradient costs as much as several candidates)."""
     exact: bool = False
     """carinox: clip the terms' gradients on the noise, not on the image; slower."""
     learning_rate: float | None = None
@@ -108,7 +109,7 @@ class OptimizeRunConfig(OptimizeConfig):
     model's own)."""
     reward: str | None = None
     """What to maximize: a reward expression (default with embedded models:
-    scenes-detector,scenes-clip)."""
+    scenes-detector=2,scenes-clip)."""
     explain: bool = False
     """Print each prompt's category, the weights and why; search nothing."""
     best: int = 1

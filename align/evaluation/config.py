@@ -21,7 +21,7 @@ class EvaluationConfig:
     """Only the first so many prompts of each category."""
     reward: str | None = None
     """What methods that search choose by (default with embedded models:
-    scenes-detector,scenes-clip)."""
+    scenes-detector=2,scenes-clip)."""
     weights: str | None = None
     """How --reward's terms are weighed: category, uniform (as written) or a table's path (default:
     category; the papers' methods take uniform)."""

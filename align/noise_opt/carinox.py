@@ -45,7 +45,8 @@ def carinox(s: Setup) -> Search:
     """Explore, screen, follow the best by gradient a short way each; the driver chooses."""
     noises, images, totals = yield from _explore(s)
     waiting = [int(i) for i in screen(images, totals) if totals[i].isfinite()]
-    if not waiting or len(s.weights) == 0:
+    only_explores = s.purse.budget is not None and s.explore_share == 1
+    if not waiting or len(s.weights) == 0 or only_explores:
         return
     each, leg = backwards_each(s), max(2, round(PATH / s.learning_rate))
     endless = s.purse.budget is not None and not s.iterations_given
@@ -144,7 +145,7 @@ def _promising(s: Setup) -> Generator[Ask, Answer, Tensor]:
 
 def _left_to_explore(s: Setup) -> float:
     """Images that exploring may still cost."""
-    return s.explore_share * (s.purse.fits() + s.purse.forwards) - s.purse.forwards
+    return s.explore_share * s.purse.worth - s.purse.forwards + 1e-9
 
 
 def backwards_each(s: Setup) -> float:

@@ -195,6 +195,9 @@ def _setup(
     pipe: Any, objective: Objective, config: OptimizeConfig, purse: Purse, preview: int
 ) -> Setup:
     pull = PULLS.get(config.method, "sum")
+    explore_share = config.explore_share
+    if explore_share is None:
+        explore_share = 1.0 if preview else 0.33
     if config.exact and config.method == "carinox":
         pull = "exact"
     # Noise and all that is done to it is float32, also with a model in half precision.
@@ -212,7 +215,7 @@ def _setup(
         iterations_given=config.iterations is not None,
         learning_rate=config.own("learning_rate"),
         clip=config.clip,
-        explore_share=config.explore_share,
+        explore_share=explore_share,
         weights=weights.to(pipe._execution_device),
         pull=pull,
         prior=prior_gradient(config.prior, config.regularizer),

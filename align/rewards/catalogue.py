@@ -10,7 +10,7 @@ those files were measured. For all others, the Hub states a checksum at download
 from dataclasses import dataclass
 
 # What a search of the embedded models maximizes where nothing else is asked for.
-SCENES_REWARD = "scenes-detector,scenes-clip"
+SCENES_REWARD = "scenes-detector=2,scenes-clip"
 
 # Whole expressions by name, and what they are worth at most where that is known.
 SETS = {

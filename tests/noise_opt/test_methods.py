@@ -166,7 +166,7 @@ def test_a_plateau_or_the_end_of_its_path_ends_a_candidate():
 
 def test_carinox_spends_more_passes_on_neighbours_and_never_chooses_one():
     """Where the budget pays, gradients are averaged; a batch holds all of an iteration."""
-    steps = run("carinox", budget="200nfe", backward_cost=1.0)
+    steps = run("carinox", budget="400nfe", backward_cost=1.0)
     *followed, last = [step for step in steps if step.phase == "optimize"]
     assert {len(step.totals) for step in followed} <= {4, 8}
     assert len(last.totals) <= 2  # looked at without gradient
