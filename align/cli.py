@@ -276,11 +276,9 @@ def _dispatch(arguments: list[str]) -> int:
 
 def _quiet_libraries() -> None:
     """Our own messages, plain; of the libraries' only what went wrong, and download bars."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    logging.basicConfig(level=logging.ERROR, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("align").setLevel(logging.INFO)
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it retries, aloud
-    # on some CPUs it misses a kernel that it does without, and says so whenever peft is imported
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     warnings.simplefilter("ignore", FutureWarning)

@@ -1,5 +1,6 @@
 """Settings of the whole suite."""
 
+import jaxtyping
 import pytest
 import torch
 from hypothesis import settings
@@ -7,6 +8,14 @@ from hypothesis import settings
 # Time limits per example say nothing about the code on a machine that is busy with other work.
 settings.register_profile("align", deadline=None)
 settings.load_profile("align")
+
+
+@pytest.fixture
+def unchecked():
+    """Types and shapes are not checked in a test that gives wrong ones, to see them refused."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture

@@ -209,6 +209,7 @@ def test_a_useless_negative_prompt_is_named(caplog):
         ({"max_sequence_length": 99}, r"always reads 16 tokens"),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_bad_settings(settings, message):
     with pytest.raises(ValueError, match=message):
         generate(tiny_pipeline("sd"), PROMPTS, **settings)

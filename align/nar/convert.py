@@ -202,5 +202,6 @@ def train_settings(config: NarConvertConfig, pipe: Any) -> NarTrainConfig:
     values |= {
         "tokenizer": config.tokenizer or "",
         "text_tokens": pipe.transformer.num_condition_tokens,
+        "num_heads": pipe.transformer.config.num_heads,
     }
     return NarTrainConfig(**values)

@@ -62,7 +62,7 @@ class Decoder:
         x = self.model.embed_condition(condition)
         return self._predict(self.model.trunk(x, 0, attend, self.caches))
 
-    def advance(self, ids: Int[Tensor, "b k"]) -> Float[Tensor, "rows k v"]:
+    def advance(self, ids: Int[Tensor, "b k"]) -> Float[Tensor, "rows next v"]:
         """Take the tokens of the last pass, predict those of the next."""
         model, order, number = self.model, self.model.order, self.pass_number
         self.ids[:, order.starts[number] : order.starts[number + 1]] = ids

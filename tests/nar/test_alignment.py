@@ -204,6 +204,7 @@ def test_loras_of_the_other_kind_are_refused(tmp_path):
         tiny_pipe().load_lora(str(tmp_path / "kohya.safetensors"))
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_bad_input_is_refused_in_a_sentence(tmp_path):
     def refused(message, error=ValueError, reward=brightness, **changes):
         with pytest.raises(error, match=message):

@@ -284,11 +284,13 @@ def test_single_head_fusions_use_the_other_head_only_where_they_must():
         ),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_bad_settings_are_refused(call, message):
     with pytest.raises(ValueError, match=message):
         generate_ids(make((3, 3)), torch.tensor([1]), **call)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_bad_conditions_and_configs_are_refused():
     model = make((3, 3))
     with pytest.raises(ValueError, match="class 6 is out of range: 0 to 4"):

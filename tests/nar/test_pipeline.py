@@ -187,6 +187,7 @@ def test_bad_calls_are_refused(class_pipe, call, error, message):
         class_pipe(**call)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_bad_prompts_are_refused(text_pipe):
     with pytest.raises(ValueError, match="prompt is empty"):
         text_pipe("  ")

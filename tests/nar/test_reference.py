@@ -122,6 +122,7 @@ def test_checkpoint_files_and_trainers_wrappings_load(tmp_path):
             assert_close(model(tensors["ids"], tensors["condition"]), tensors["logits"])
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_a_checkpoint_that_does_not_fit_names_its_first_keys(tmp_path):
     _, shapes = golden("c2i")
     weights = fill(shapes)

@@ -109,6 +109,7 @@ def test_a_budget_in_seconds():
     assert last.generator_forwards >= 4
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_pictures_made_by_a_gradient_are_compared_by_changed_copies():
     class Evenness:
         """Copies of a noisy image lose, those of an even one do not, whatever its score was."""
@@ -189,6 +190,7 @@ def test_carinox_starts_from_fresh_noises_once_the_explored_ones_are_used_up():
     assert steps[-1].generator_forwards + steps[-1].generator_backwards >= 38
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_the_paper_keeps_its_proportion():
     class Fake:
         weights = torch.ones(4)
@@ -283,12 +285,14 @@ def test_scores_that_are_no_number_never_win():
         ({"height": 9}, "height is 9"),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_bad_settings(settings, message):
     with pytest.raises(ValueError, match=message):
         run("carinox", **settings)
 
 
 @pytest.mark.parametrize(("prompt", "error"), [("  ", ValueError), (["a"], TypeError)])
+@pytest.mark.usefixtures("unchecked")
 def test_bad_prompts_before_any_work(prompt, error):
     with pytest.raises(error, match="prompt"):
         align.optimize(tiny_pipeline("sd-turbo"), prompt, brightness)
