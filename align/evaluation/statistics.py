@@ -69,8 +69,8 @@ def estimate(
 
 
 def difference(
-    first: Sequence[float],
-    second: Sequence[float],
+    first: Sequence[float] | Float[ndarray, " prompts"],
+    second: Sequence[float] | Float[ndarray, " prompts"],
     strata: Sequence[str] | None = None,
     *,
     bounds: tuple[float, float] | None = None,

@@ -1,5 +1,6 @@
 """Figures and findings in words."""
 
+from collections.abc import Mapping
 from typing import Any
 
 NAMES = {"exact": "exactly as asked", "partial": "stated facts right"}
@@ -55,7 +56,7 @@ def with_interval(found: dict[str, float], name: str) -> str:
     return f"{found['mean']:.3g} ({low:.3g} to {high:.3g})"
 
 
-def signed(found: dict[str, float], name: str) -> str:
+def signed(found: Mapping[str, Any], name: str) -> str:
     """A difference and its interval; of shares in percentage points."""
     scale, unit = (100, " points") if name in NAMES else (1, "")
     digits = ".0f" if name in NAMES else ".2g"

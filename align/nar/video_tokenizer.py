@@ -91,7 +91,7 @@ class VideoTokenizer(ModelMixin, ConfigMixin):
         latent = self.encoder(together).float().unflatten(0, (-1, steps)).transpose(1, 2)
         return self.quantize(latent)
 
-    def _rebuild(self, codes: Float[Tensor, "b c steps rows columns"]) -> Float[Tensor, "b t 3 h w"]:
+    def _rebuild(self, codes: Float[Tensor, "b c l h2 w2"]) -> Float[Tensor, "b t 3 h w"]:
         mixed = self.mixer(codes).transpose(1, 2)  # (b, t, c, h, w)
         frames = self.decoder(mixed.flatten(0, 1)).unflatten(1, (self.config.time_patch, 3))
         return (frames.unflatten(0, (-1, self.grid_shape[0])).flatten(1, 2) + 1) / 2

@@ -249,7 +249,7 @@ def fit_color(picture: Picture, color: int, backdrop, visible, nearby: int) -> l
     while len(found) < MAX_PER_COLOR and failures < MAX_FAILURES:
         if (own & (evidence > -1)).sum() < MIN_PIXELS:
             break
-        tried = try_all(evidence, 0.7, RADII[0])
+        tried = try_all(evidence, 0.7, float(RADII[0]))
         if min((f.misfit for f in tried), default=1.0) > GOOD_MISFIT:
             # blurred white bands look like background: count what colour surrounds as inside,
             # and hold little against a silhouette that its edge may look like background too

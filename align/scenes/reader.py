@@ -108,7 +108,7 @@ def _order_touching(picture: Picture, layers: dict[int, list[Fit]]) -> list[Fit]
 
 def _close(a: Fit, b: Fit) -> bool:
     """Whether the silhouettes of two objects may touch (a square's corners lie 1.22 r away)."""
-    return np.hypot(a.x - b.x, a.y - b.y) < 1.22 * (a.r + b.r) + 2
+    return bool(np.hypot(a.x - b.x, a.y - b.y) < 1.22 * (a.r + b.r) + 2)
 
 
 def _polish(picture: Picture, fits: list[Fit]) -> list[Fit]:
