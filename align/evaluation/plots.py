@@ -84,7 +84,7 @@ def shown_figures(report: dict[str, Any]) -> list[dict[str, Any]]:
     return [[o for o in report["figures"] if o["method"] == method][-1] for method in methods]
 
 
-def _bars(found: list[dict[str, float]]) -> list[list[float]]:
+def _bars(found: list[dict[str, Any]]) -> list[list[float]]:
     """Lengths down and up; none where the interval is not known."""
     lows = [max(0.0, each["mean"] - each["low"]) for each in found]
     highs = [max(0.0, each["high"] - each["mean"]) for each in found]

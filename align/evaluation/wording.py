@@ -46,7 +46,7 @@ def unknown(bound: float | None) -> bool:
     return bound is None or abs(bound) == float("inf")
 
 
-def with_interval(found: dict[str, float], name: str) -> str:
+def with_interval(found: Mapping[str, Any], name: str) -> str:
     """Mean and interval."""
     low, high = found["low"], found["high"]
     if unknown(low):  # one prompt tells nothing of the spread, nor do equal values of a reward
