@@ -1,10 +1,10 @@
 """`carinox`: explore noises cheaply, follow the best a short way by gradient, choose among all.
 
 Departures from the published code, which optimizes five fixed seeds in full: exploration is
-without gradient and in batches; candidates that look different come first; each is followed for a
-short path only, as longer ones find the rewards' mistakes, and halfway the worse end (successive
-halving), so that the next start; a larger budget averages gradients over neighbouring noises;
-steps have a length relative to the noise's, which stays on the sphere.
+without gradient and in batches, where samplers take many steps by a look at x_0 first; candidates
+that look different come first; each is followed for a short path only, and halfway the worse end
+(successive halving), so that the next start; steps have a length relative to the noise's, which
+stays on the sphere.
 """
 
 import math
@@ -22,7 +22,6 @@ from align.noise_opt.records import Answer, Ask, Search, Setup
 from align.noise_opt.regularizers import to_sphere
 
 KEPT = 2  # candidates that are followed at once
-SPREAD = 0.2  # angle between a noise and its neighbours
 LOOKS = 0.55  # of what exploring may cost: previews of x_0
 DIVERSITY_FLOOR = 0.5  # of the median distance between explored images
 PATH = 240.0  # iterations times learning rate that a candidate is followed
@@ -53,7 +52,6 @@ def carinox(s: Setup) -> Search:
     total_iterations = 1_000_000 if endless else s.iterations
     affordable = s.purse.fits(each, scores=1 + len(SHIFTS)) // leg
     width = max(1, min(KEPT, affordable))
-    copies = max(1, min(s.batch_size, affordable) // width)
     tracks, rung = [], []
     for iteration in range(total_iterations):
         if not waiting and s.purse.budget is not None and not s.seeds_given:
@@ -62,8 +60,7 @@ def carinox(s: Setup) -> Search:
         tracks, waiting, notes = refilled(tracks, waiting, width, noises)
         if not tracks:
             return
-        # whoever is followed is scored in changed copies too, its neighbours are not
-        count = s.purse.fits(each, copies * len(tracks), 1 + len(SHIFTS) / copies) // copies
+        count = s.purse.fits(each, len(tracks), 1 + len(SHIFTS))  # changed copies are scored too
         if count == 0 or iteration + 1 == total_iterations:
             if count := s.purse.fits(0, len(tracks), 1 + len(SHIFTS)):
                 yield Ask(_stack(tracks[:count]), "optimize", notes=notes)
@@ -71,11 +68,8 @@ def carinox(s: Setup) -> Search:
             return
         tracks = tracks[:count]
         noise = _stack(tracks)
-        around = neighbours(s, noise, copies)
-        answer = yield Ask(around, "optimize", s.pull, notes, rivals=count)
-        gradients = _combined(s, gradients_of(answer), around)
-        scores = answer.totals.view(copies, count).mean(0)
-        gradient = gradients.view(copies, *noise.shape).mean(0)
+        answer = yield Ask(noise, "optimize", s.pull, notes)
+        gradient, scores = _combined(s, gradients_of(answer), noise), answer.totals
         keep = finite_rows(gradient, scores)
         tracks = [
             _moved(track, gradient[row], float(scores[row]), s.learning_rate)
@@ -91,14 +85,6 @@ def _spend_the_rest(s: Setup, done: int) -> Generator[Ask, Answer, None]:
     while s.purse.score_cost and (count := s.purse.fits(images=s.batch_size)):
         yield Ask(s.draw(done, count), "explore")
         done += count
-
-
-def neighbours(s: Setup, noise: Float[Tensor, "n c h w"], copies: int) -> Float[Tensor, "m c h w"]:
-    """The noises themselves and then, `copies` - 1 times, others at an angle of SPREAD to them."""
-    around = [noise]
-    for _ in range(copies - 1):
-        around.append(to_sphere(math.cos(SPREAD) * noise + math.sin(SPREAD) * s.normal_like(noise)))
-    return torch.cat(around)
 
 
 def _explore(s: Setup) -> Generator[Ask, Answer, tuple[Tensor, Tensor, Tensor]]:

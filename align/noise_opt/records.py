@@ -32,8 +32,6 @@ class Ask:
     """None: no gradient."""
     notes: tuple[str, ...] = ()
     """Sentences for whoever reads the log."""
-    rivals: int | None = None
-    """How many of the first may become the best (default: all); the others serve the search."""
     stop: int | None = None
     """After how many steps to look: the images are x_0 as predicted then, and none of them becomes
     the best (default: after all steps)."""

@@ -241,7 +241,7 @@ def _choose(
     copies of their images: a gradient finds scores without the image that they stand for, which
     mere choosing hardly does.
     """
-    totals = answer.totals[: ask.rivals]
+    totals = answer.totals
     if plain:
         sums = evaluate.objective.plain(answer.terms).to(totals.device)[: len(totals)]
         sums = sums.masked_fill(~totals.isfinite(), -torch.inf)
@@ -256,7 +256,7 @@ def _choose(
     else:
         if best.robust is None:
             best.robust = float(_robust(best.image[None], evaluate)[0])
-        scores = _robust(answer.images[: ask.rivals], evaluate)
+        scores = _robust(answer.images, evaluate)
         scores = scores.masked_fill(~totals.isfinite(), -torch.inf)
         row, robust = int(scores.argmax()), float(scores.max())
         if not robust > best.robust:

@@ -125,14 +125,13 @@ def test_pictures_made_by_a_gradient_are_compared_by_changed_copies():
     noisy, even = torch.rand(1, 3, 8, 8), torch.full((1, 3, 8, 8), 0.5)
     mild = 0.5 + 0.1 * (noisy - 0.5)
 
-    def offer(phase, images, *scores, rivals=None):
-        ask = Ask(noise[: len(images)], phase, rivals=rivals)
+    def offer(phase, images, *scores):
+        ask = Ask(noise[: len(images)], phase)
         return _choose(best, ask, answer(images, *scores), Evenness(), guard=True)
 
     assert offer("explore", torch.cat([even, mild]), 1.0, 7.0)
     assert best.total == 7
     assert not offer("optimize", noisy, 9.0)  # a score without the image it stands for
-    assert not offer("optimize", torch.cat([mild, even]), 9.0, 6.0, rivals=1)
     assert offer("optimize", torch.cat([noisy, even]), 9.0, 6.0)
     assert (best.total, best.terms, float(best.noise[0, 0, 0])) == (6, {"r": 6.0}, 1)
     assert not offer("optimize", even, math.nan)
@@ -162,24 +161,6 @@ def test_a_plateau_or_the_end_of_its_path_ends_a_candidate():
     assert not goes_on(_moved(track, torch.ones(1, 2, 2), 2.0, 20.0), 10, [])
     assert goes_on(_moved(track, torch.ones(1, 2, 2), 2.1, 20.0), 10, [])
     assert not goes_on(track, 6, [])
-
-
-def test_carinox_spends_more_passes_on_neighbours_and_never_chooses_one():
-    """Where the budget pays, gradients are averaged; a batch holds all of an iteration."""
-    steps = run("carinox", budget="400nfe", backward_cost=1.0)
-    *followed, last = [step for step in steps if step.phase == "optimize"]
-    assert {len(step.totals) for step in followed} <= {4, 8}
-    assert len(last.totals) <= 2  # looked at without gradient
-    noises = followed[0].noises
-    cosine = torch.cosine_similarity(noises[2:].view(3, 2, -1), noises[:2].flatten(1)[None], dim=2)
-    assert (cosine - math.cos(0.2)).abs().max() < 0.03
-    assert any(step.improved for step in followed)
-    for step in followed:
-        if step.improved:
-            rivals = step.noises[: len(step.noises) // 4]
-            assert any(torch.equal(step.best_noise, noise) for noise in rivals)
-    few = run("carinox", budget="40nfe", backward_cost=1.0)
-    assert {len(step.totals) for step in few if step.phase == "optimize"} <= {1, 2}
 
 
 def test_carinox_starts_from_fresh_noises_once_the_explored_ones_are_used_up():
