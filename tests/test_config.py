@@ -102,6 +102,7 @@ def test_defaults_are_valid_and_frozen(kind):
         (OptimizeConfig, {"method": "carinx"}, "did you mean carinox"),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_out_of_range(kind, values, message):
     with pytest.raises(ValueError, match=message):
         kind(**values)

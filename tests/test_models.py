@@ -127,6 +127,7 @@ def test_incomplete_folders_are_named(folder, tmp_path):
         load_pipeline(model)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_wrong_words(folder, tmp_path):
     with pytest.raises(ValueError, match=r"dtype is 'int4'; it must be one of float32"):
         load_pipeline(folder, dtype="int4")

@@ -179,6 +179,7 @@ def test_the_split_into_forward_passes_and_a_stop_change_nothing(tmp_path):
         ({"method": "ppo"}, "method"),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_settings_that_do_not_fit(tmp_path, changes, sentence):
     with pytest.raises(ValueError, match=sentence):
         small_config(tmp_path, **DPO | changes)
