@@ -66,6 +66,7 @@ def whole_groups(values):
     return values | {"batch_size": values["batch_size"] * values["group_size"]}
 
 
+@pytest.mark.usefixtures("unchecked")  # which draw numbers of their own
 @pytest.mark.parametrize("kind", KINDS)
 def test_json_round_trip(kind):
     @given(configs(kind))

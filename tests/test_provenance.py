@@ -29,7 +29,7 @@ def warning(judge, reward=None, methods="base,bon", **settings):
     config = CompareConfig(model="x/y", methods=methods, reward=reward, judge=judge, **settings)
     parsed = parse_methods(methods)
     terms = optimized_terms(config, parsed)
-    return Judges(judge, None, terms, None, False).warning
+    return Judges(judge, load_reward("jpeg"), terms, None, False).warning
 
 
 def test_sets_and_aliases_are_what_they_load():
@@ -86,7 +86,7 @@ def test_a_judge_that_chose_the_lora_is_told(tmp_path):
     (tmp_path / "a" / "lora-best").mkdir()
     assert choosing_terms([f"{a}/lora-best=0.7"]) == ["jpeg"]
     assert choosing_terms([f"{a}/lora"]) == []
-    found = Judges("jpeg", None, ("scenes-vqa",), None, False, ("jpeg",)).warning
+    found = Judges("jpeg", load_reward("jpeg"), ("scenes-vqa",), None, False, ("jpeg",)).warning
     assert "a lora-best here was chosen by the judge jpeg itself" in found
 
 

@@ -117,6 +117,7 @@ def test_micro_batches_change_nothing(images):
     assert torch.allclose(*gradients, atol=1e-6)
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
@@ -135,6 +136,7 @@ def test_bad_images(images, change, error, message):
         load_reward("jpeg")(change(images), PROMPTS)
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("prompts", "error", "message"),
     [
