@@ -316,13 +316,24 @@ def test_the_verifier_speaks_about_pictures_of_the_embedded_world():
     assert judge("some/model", prompt, right) == []
 
 
-def test_facts_stand_under_a_picture_where_the_detector_is_installed(stored, monkeypatch):
+@pytest.fixture
+def random_weights(stored):
+    """The demo keeps rewards: none of these may be there before or after."""
+    from align.demo.pictures import reward_of
+
+    reward_of.cache_clear()
+    yield stored
+    reward_of.cache_clear()
+
+
+def test_facts_stand_under_a_picture_where_the_detector_is_installed(random_weights, monkeypatch):
     from align.demo import pictures
     from align.rewards import scenes_layers
+    from align.scenes import sample
 
-    image = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    arrays = [sample("2d_spatial", seed=seed)[1] for seed in (1, 2)]
+    image = torch.stack([torch.from_numpy(one).permute(2, 0, 1) / 255 for one in arrays])
     prompt = "a red circle to the left of a blue square"
-    pictures.reward_of.cache_clear()
     verdicts = pictures.judge("embedded/scenes", prompt, image)
     text = handlers.findings(verdicts, GenerateConfig(prompt=(prompt,)))
     assert text.count("<details>") == 2
@@ -332,7 +343,7 @@ def test_facts_stand_under_a_picture_where_the_detector_is_installed(stored, mon
         mark = "✓" if relation.probability >= 0.5 else "✗"
         assert f"<li>{mark} {relation.probability:.0%} {relation.text}</li>" in text
     pictures.reward_of.cache_clear()
-    monkeypatch.setattr(scenes_layers, "EMBEDDED", stored / "nowhere")
+    monkeypatch.setattr(scenes_layers, "EMBEDDED", random_weights / "nowhere")
     without = pictures.judge("embedded/scenes", prompt, image)
     assert [v.facts for v in without] == [(), ()]
     assert "<details>" not in handlers.findings(without, GenerateConfig(prompt=(prompt,)))

@@ -312,7 +312,7 @@ BAD = [
      "cannot read 'dog'"),
     (["--reward", "r.py:red", "--judge", "jpeg", "--grad-steps", "9", "--num-inference-steps", "2"],
      "grad_steps is 9"),
-    (["--reward", "r.py:red", "--judge", "jpeg", "--scheduler", "Euler"], "--scheduler is 'Euler'"),
+    (["--reward", "r.py:red", "--judge", "jpeg", "--scheduler", "Euler"], "scheduler is 'Euler'"),
 ]  # fmt: skip
 
 

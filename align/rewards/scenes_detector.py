@@ -104,11 +104,12 @@ class ScenesDetector(nn.Module):
             nn.SiLU(),
             nn.Conv2d(b, sum(FIELDS), 1),
         )
-        nn.init.constant_(self.head[-1].bias[:1], -4.0)  # most places hold nothing
+        *_, bias = self.head.parameters()
+        nn.init.constant_(bias[:1], -4.0)  # most places hold nothing
 
     def maps(self, images: Float[Tensor, "b 3 h w"]) -> Maps:
         """The findings at each of the 256 places, row by row; images in [0, 1]."""
-        x = self.stem(prepare(images, self.stem[0].weight))
+        x = self.stem(prepare(images, next(self.parameters())))
         deep = F.interpolate(self.deep(x), x.shape[-2:], mode="bilinear", align_corners=False)
         out = self.head(x + deep)
         rows, columns = out.shape[-2:]
@@ -212,7 +213,9 @@ def by_count(prompts: list[str], device=None) -> list[tuple[Int[Tensor, " rows"]
         rows = [i for i, (objects, _) in enumerate(read) if len(objects) == count]
         objects = torch.tensor([read[i][0] for i in rows], device=device)
         relation = torch.tensor([read[i][1] for i in rows], device=device)
-        groups.append((torch.tensor(rows, device=device), Stated(*objects.unbind(-1), relation)))
+        color, shape, texture, size = objects.unbind(-1)
+        stated = Stated(color, shape, texture, size, relation)
+        groups.append((torch.tensor(rows, device=device), stated))
     return groups
 
 
