@@ -120,7 +120,7 @@ def _estimate(
             low, high = without_spread(mean, effective, bounds)
         return Estimate(mean, low, high, count, equal=True)
     own = [group for group in groups if np.ptp(group) > 0]
-    borrowed = _borrowed_variance(groups, values, shares=bounds is not None)
+    borrowed = _borrowed_variance(groups, values, bounds)
     terms = [(group.var(ddof=1) / len(group), _known_variance(group)) for group in own]
     terms += [(borrowed, _known_variance(values))] if borrowed else []
     freedom = _degrees_of_freedom(terms)
@@ -150,16 +150,20 @@ def _resampled_errors(
 
 
 def _borrowed_variance(
-    groups: Sequence[Float[ndarray, " n"]], values: Float[ndarray, " prompts"], shares: bool
+    groups: Sequence[Float[ndarray, " n"]],
+    values: Float[ndarray, " prompts"],
+    bounds: tuple[float, float] | None,
 ) -> float:
     """Variance of the sum of the means of those categories that show no spread of their own.
 
     Each takes that of all prompts, n equal values counting as n - 1 degrees of freedom against
-    two of it. Three equal values of a reward, which are no accident, are believed.
+    two of it; of a share at least a deviation of a quarter of its range, as one prompt of hits and
+    misses is either. Three equal values of a reward, which are no accident, are believed.
     """
-    every = shares or not any(np.ptp(group) > 0 for group in groups)
+    every = bounds is not None or not any(np.ptp(group) > 0 for group in groups)
     sizes = [len(g) for g in groups if np.ptp(g) == 0 and (every or len(g) < 3)]
-    return float(values.var(ddof=1)) * sum(2 / (n + 1) / n for n in sizes)
+    least = 0.0 if bounds is None else ((bounds[1] - bounds[0]) / 4) ** 2
+    return max(float(values.var(ddof=1)), least) * sum(2 / (n + 1) / n for n in sizes)
 
 
 def _degrees_of_freedom(terms: Sequence[tuple[float, float]]) -> float:
