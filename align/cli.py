@@ -10,7 +10,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import align
 from align.arguments import parse
@@ -217,6 +217,18 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
 }
 
 
+SMALL = (
+    "quickstart",
+    "train",
+    "generate",
+    "optimize",
+    "evaluate",
+    "compare",
+    "demo",
+    "nar generate",
+)
+
+
 def command_line() -> None:
     """The process's own command line, and the end of the process."""
     leave(main())
@@ -266,12 +278,25 @@ def _dispatch(arguments: list[str]) -> int:
         command = " ".join(arguments[:words])
         if command in COMMANDS and len(arguments) >= words:
             _quiet_libraries()
+            if one_thread(command, arguments[words:], os.environ):
+                os.environ["OMP_NUM_THREADS"] = "1"  # PyTorch reads it as it is imported
             COMMANDS[command](arguments[words:])
             return 0
     inside = [name for name in COMMANDS if name.startswith(f"{arguments[0]} ")]
     if inside:
         raise ValueError(f"`align {arguments[0]}` needs one of: {', '.join(inside)}")
     raise ValueError(f"there is no command {arguments[0]!r}; {one_of(arguments[0], COMMANDS)}")
+
+
+def one_thread(command: str, arguments: list[str], environment: Mapping[str, str]) -> bool:
+    """Whether a command runs the small models inside, on which a second thread gains little, and
+    loses everything once another process wants a core. What the user has set stays."""
+    if command not in SMALL or "OMP_NUM_THREADS" in environment:
+        return False
+    words = " ".join(arguments).replace("--model=", "--model ").split()
+    named = [words[i + 1] for i, word in enumerate(words[:-1]) if word == "--model"]
+    others = {"--config", "--resume", "--allow-any-model"}
+    return all(name.startswith("embedded/") for name in named) and not others & set(words)
 
 
 def _quiet_libraries() -> None:

@@ -14,7 +14,7 @@ from tiny import build
 
 import align
 from align import cli
-from align.cli import main, parse
+from align.cli import main, one_thread, parse
 from align.config import GenerateConfig, TrainConfig
 from align.run import read_metrics
 
@@ -276,3 +276,21 @@ def test_tables(capsys):
     assert "verifier" in listed
     assert run("models") == 0
     assert "StableDiffusionPipeline" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "environment", "expected"),
+    [
+        ("generate", ["a red circle"], {}, True),
+        ("train", ["--model", "embedded/scenes-turbo"], {}, True),
+        ("train", ["--model=embedded/scenes"], {}, True),
+        ("generate", ["a cat", "--model", "runwayml/sd"], {}, False),
+        ("generate", ["a cat", "--model=folder"], {}, False),
+        ("generate", ["a red circle"], {"OMP_NUM_THREADS": "4"}, False),
+        ("optimize", ["--config", "run.json"], {}, False),
+        ("demo", ["--allow-any-model"], {}, False),
+        ("nar train", [], {}, False),
+    ],
+)
+def test_the_models_inside_take_one_thread(command, arguments, environment, expected):
+    assert one_thread(command, arguments, environment) is expected

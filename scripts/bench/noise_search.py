@@ -31,7 +31,7 @@ from align.noise_opt.search import measure_backward_cost
 from align.noise_opt.weights import weigh
 from align.training.judge import diversity as pixel_diversity
 
-TERMS = ("scenes-clip", "scenes-vqa", "scenes-count", "scenes-preference")
+TERMS = ("scenes-detector", "scenes-clip", "scenes-vqa", "scenes-preference")
 ALL = f"z({','.join(TERMS)})"
 # name -> (reward, settings); base is bon with one image.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {

@@ -114,7 +114,7 @@ def inside(work: str) -> float:
             records = align.train(config).metrics
         return min(record["seconds"] for record in records[1:])
     pipe = align.load_pipeline("embedded/scenes", device="cpu")
-    reward = align.load_reward("scenes-clip,scenes-count,scenes-preference,scenes-vqa", "cpu")
+    reward = align.load_reward("scenes-detector=2,scenes-clip", "cpu")
 
     def once() -> None:
         if work == "generate":
