@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import align.rewards.scenes_clip  # noqa: F401  it keeps the folder that is there when imported
 from align.rewards import scenes_layers
 from align.rewards.scenes_detector import CONFIG, NAME, ScenesDetector
 
