@@ -159,6 +159,7 @@ def test_a_file_of_bare_questions_is_a_cache(tmp_path):
     assert decompose("a red circle", cache=cache) == decompose("a red circle")
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_bad_input(tmp_path):
     with pytest.raises(ValueError, match="empty prompt"):
         decompose("  ")

@@ -254,6 +254,7 @@ BAD = [
 ]
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(("changes", "text"), BAD)
 def test_bad_values_give_one_sentence(model, changes, text):
     with pytest.raises(gr.Error) as caught:

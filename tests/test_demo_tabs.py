@@ -195,6 +195,7 @@ BAD = [
 ]
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(("handler", "changes", "text"), BAD)
 def test_bad_values_give_one_sentence(handler, changes, text):
     refused(lambda: list(handler(**changes)), text)

@@ -137,6 +137,7 @@ BAD = [
 ]
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(("changes", "text"), BAD)
 def test_bad_values_start_nothing(changes, text, runs):
     with pytest.raises(gr.Error) as caught:

@@ -102,6 +102,7 @@ def test_true_clips_pass_and_wrong_ones_do_not():
         assert not verdict.exact
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_bad_shapes_are_refused():
     with pytest.raises(ValueError, match=r"clips are \[batch, frames, 3, height, width\]"):
         verify_clips(["a red circle moving up"], torch.zeros(1, 3, 8, 8))

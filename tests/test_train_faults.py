@@ -131,7 +131,7 @@ def test_rewards_that_cannot_train(tmp_path, reward, message):
         ({"grad_window": "tail"}, "grad_window is 'tail'; allowed are"),
         ({"prompts": None}, "--prompts is needed with tiny"),
         ({"prompts": "scene"}, "no prompt set or file 'scene'"),
-        ({"prompts": "scenes-heldout-b"}, "prompts is 'scenes-heldout-b', which is kept"),
+        ({"prompts": "scenes-heldout-b"}, "scenes-heldout-b is kept for the final measurement"),
         ({"normalize_rewards": True, "reward": "product(jpeg,jpeg-complexity)"}, "is for sums"),
         ({"lora_targets": ("to_qq",)}, "no layer is called 'to_qq'"),
         ({"height": 15}, "height is 15"),

@@ -115,6 +115,7 @@ def test_diversity_is_zero_for_equal_images_and_blind_to_noise():
     assert diversity(noise) < 0.15
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_two_images_of_a_prompt_count_once(tmp_path):
     """The judge's error is that of prompts: both images of one move together."""
     config = small_config(tmp_path, judge="jpeg", judge_prompts="animals", judge_images=8)

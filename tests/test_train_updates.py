@@ -82,6 +82,7 @@ def test_a_skipped_step_is_no_step(tmp_path):
     assert session.ema.optimization_step == 2
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_the_callers_generators_go_on_as_if_nothing_had_been(tmp_path):
     def draws():
         return random.random(), np.random.rand(), torch.rand(1).item()

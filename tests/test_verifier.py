@@ -268,6 +268,7 @@ def test_read_takes_bytes_and_floats_alike():
         assert (one.x, one.y, one.r) == pytest.approx((other.x, other.y, other.r), abs=0.01)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_bad_input_is_refused():
     good = torch.full((1, 3, 64, 64), 0.9)
     with pytest.raises(ValueError, match=r"\[batch, 3, 64, 64\]"):

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from numpy import ndarray
 from scipy import stats
 
@@ -46,7 +46,7 @@ class Estimate:
 
 
 def estimate(
-    values: Sequence[float] | Float[ndarray, " prompts"],
+    values: Sequence[float] | Shaped[ndarray, " prompts"],
     strata: Sequence[str] | None = None,
     *,
     bounds: tuple[float, float] | None = None,
@@ -69,8 +69,8 @@ def estimate(
 
 
 def difference(
-    first: Sequence[float] | Float[ndarray, " prompts"],
-    second: Sequence[float] | Float[ndarray, " prompts"],
+    first: Sequence[float] | Shaped[ndarray, " prompts"],
+    second: Sequence[float] | Shaped[ndarray, " prompts"],
     strata: Sequence[str] | None = None,
     *,
     bounds: tuple[float, float] | None = None,
@@ -95,7 +95,7 @@ def difference(
 
 
 def _estimate(
-    values: Sequence[float] | Float[ndarray, " prompts"],
+    values: Sequence[float] | Shaped[ndarray, " prompts"],
     strata: Sequence[str] | None,
     bounds: tuple[float, float] | None,
     seed: int,
@@ -138,7 +138,7 @@ def _estimate(
 
 
 def _resampled_errors(
-    groups: list[Float[ndarray, " n"]], generator: np.random.Generator
+    groups: Sequence[Float[ndarray, " _"]], generator: np.random.Generator
 ) -> Float[ndarray, " draws"]:
     """Errors of the mean of group means, with the n / (n - 1) that resampling leaves out."""
     errors = np.zeros(DRAWS)
@@ -150,7 +150,7 @@ def _resampled_errors(
 
 
 def _borrowed_variance(
-    groups: Sequence[Float[ndarray, " n"]],
+    groups: Sequence[Float[ndarray, " _"]],
     values: Float[ndarray, " prompts"],
     bounds: tuple[float, float] | None,
 ) -> float:

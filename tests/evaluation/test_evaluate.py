@@ -153,7 +153,7 @@ def test_comparing_at_budgets(tmp_path):
 
 
 def test_budgets_in_passes_and_seconds(tmp_path, monkeypatch):
-    monkeypatch.setattr("os.getloadavg", lambda: (0.0, 0.0, 0.0))
+    monkeypatch.setattr("psutil.getloadavg", lambda: (0.0, 0.0, 0.0))
     common = {"methods": "bon", "reward": "jpeg", "categories": "thing"}
     config = settings(tmp_path / "a", budget="7nfe", **common)
     compare(CompareConfig(**config), pipe=tiny())
@@ -163,7 +163,7 @@ def test_budgets_in_passes_and_seconds(tmp_path, monkeypatch):
     costs = read(config["out"], "costs.json")
     wanted = max(1, int(0.2 / costs["seconds"]))
     assert read(config["out"])["figures"][0]["spent"]["images"] == wanted
-    monkeypatch.setattr("os.getloadavg", lambda: (2.0, 0.0, 0.0))
+    monkeypatch.setattr("psutil.getloadavg", lambda: (2.0, 0.0, 0.0))
     config = settings(tmp_path / "c", budget="0.2s", **common)
     with pytest.raises(RuntimeError, match="the machine is busy"):
         compare(CompareConfig(**config), pipe=tiny())
@@ -193,7 +193,7 @@ def test_the_embedded_world(tmp_path, monkeypatch):
     assert (report["judge"], report["main"]) == ("verifier", "exact")
     assert "exactly as asked, judged by verifier on 2 prompts" in text
     assert report["held_out"] == [
-        "scenes-clip", "scenes-vqa", "scenes-detector", "scenes-preference",
+        "scenes-detector", "scenes-clip", "scenes-vqa", "scenes-preference",
     ]  # fmt: skip
     for record in records(tmp_path / "run"):
         for one in record["results"]:

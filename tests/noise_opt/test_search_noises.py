@@ -79,6 +79,7 @@ def test_best_of_n_draws_the_same_pictures_everywhere():
     assert not torch.equal(theirs.best_noise, make_noise(pipe, [5])[0])
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("family", sorted(BUILDERS))
 @pytest.mark.filterwarnings("ignore")  # of casts by .to(), which from_pretrained does without
 def test_a_searched_noise_goes_back_into_a_bfloat16_pipeline(family, tmp_path):
