@@ -122,7 +122,10 @@ def test_two_images_of_a_prompt_count_once(tmp_path):
     judge = HeldOutJudge(config)
     judge.judge = lambda images, prompts, metadata: torch.arange(8.0)
     session = SimpleNamespace(
-        config=config, draw=lambda prompts, seeds: torch.zeros(8, 3, 16, 16), reward=judge.judge
+        config=config,
+        done=0,
+        draw=lambda prompts, seeds: torch.zeros(8, 3, 16, 16),
+        reward=judge.judge,
     )
     assert judge.measure(session)["judge"] == [0.5, 2.5, 4.5, 6.5]
     generator, falls = torch.Generator().manual_seed(0), 0
