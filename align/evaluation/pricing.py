@@ -13,6 +13,9 @@ from align.config import OptimizeConfig
 from align.denoisers import default_steps
 from align.evaluation.nar_methods import draw_nar, nar_passes
 from align.evaluation.spending import seconds_of
+from align.noise_opt.evaluate import Evaluator
+from align.noise_opt.objective import Objective
+from align.noise_opt.paint import make_painter
 from align.noise_opt.search import measure_backward_cost
 from align.noise_opt.weights import weigh
 from align.rewards.reward import Reward
@@ -52,8 +55,10 @@ class Costs:
     """The same as `seconds` for a picture of NAR; None where no method draws by it."""
     score: float = 0.0
     """Of `seconds`, those of the scores."""
+    alone: float = 0.0
+    """Seconds for one picture without gradient that is drawn alone, as gradients are taken."""
     slope: float = 0.0
-    """Seconds more for the scores of one picture with their gradient."""
+    """Seconds more for a picture with gradient, beside the generator's backward pass."""
 
 
 @torch.no_grad()
@@ -113,7 +118,27 @@ def measure_costs(task: Task, gradients: bool) -> Costs:
         num_inference_steps=task.num_inference_steps, guidance_scale=task.guidance_scale
     )
     backward = measure_backward_cost(task.pipe, task.prompt, config)
-    return replace(costs, backward=backward, slope=max(0.0, _measure_gradient(task) - scoring))
+    costs = replace(costs, backward=backward, alone=drawing)
+    assert task.reward is not None  # a searching method has one
+    objective = weigh(task.reward, task.prompt, task.weights or "category").objective
+    if not objective.pulled:  # the search will say that it needs a gradient
+        return costs
+    evaluate, noise = _evaluator(task, objective), make_noise(task.pipe, [task.seed])
+    alone = seconds_of(lambda: evaluate(noise), task.pipe.device) - scoring
+    pulled = seconds_of(lambda: evaluate(noise, "sum"), task.pipe.device)
+    slope = max(0.0, pulled - costs.seconds - backward * alone)
+    return replace(costs, alone=alone, slope=slope)
+
+
+def _evaluator(task: Task, objective: Objective) -> Evaluator:
+    paint = make_painter(
+        task.pipe,
+        task.prompt,
+        num_inference_steps=_steps(task),
+        guidance_scale=task.guidance_scale,
+        seed=task.seed,
+    )
+    return Evaluator(paint, objective, task.prompt, task.metadata, Purse(), task.batch_size)
 
 
 def measure_seconds(task: Task) -> tuple[float, float]:
@@ -131,23 +156,6 @@ def measure_seconds(task: Task) -> tuple[float, float]:
     return drawing, seconds_of(lambda: score(task, images), task.pipe.device) / task.batch_size
 
 
-def _measure_gradient(task: Task) -> float:
-    """Seconds for a picture's scores with the gradient of what a search follows."""
-    assert task.reward is not None  # a searching method has one
-    objective = weigh(task.reward, task.prompt, task.weights or "category").objective
-    images = draw(task, [task.seed], [task.seed])
-
-    def both() -> None:
-        with torch.enable_grad():
-            pixels = images.clone().requires_grad_(True)
-            terms = objective.reward.terms(pixels, [task.prompt], [task.metadata])
-            for part in objective.pulled:
-                value = part.value(objective.reward, terms).sum()
-                torch.autograd.grad(value, pixels, retain_graph=True)
-
-    return seconds_of(both, task.pipe.device)
-
-
 def priced(budget: Budget, task: Task) -> Purse:
     """A budget in seconds as one of passes that count scores and their gradients too, by the costs
     measured in this run, so that other work on the machine changes nothing.
@@ -161,7 +169,7 @@ def priced(budget: Budget, task: Task) -> Purse:
     return Purse(
         Budget(amount, "nfe"),
         steps,
-        backward_cost=costs.backward or 1.0,
+        backward_cost=(costs.backward or 1.0) * (costs.alone or drawing) / drawing,
         score_cost=costs.score / drawing,
         slope_cost=costs.slope / drawing,
     )

@@ -102,7 +102,9 @@ def measure_few(sizes_list=FEW) -> list[dict]:
         for repetition in range(REPETITIONS):
             found = estimate(generator.normal(size=count), strata, seed=repetition)
             hits += found.low <= 0 <= found.high
-            good, bad, one, other = (generator.random(count) < p for p in (0.95, 0.9, 0.5, 0.5))
+            good, bad, one, other = (
+                (generator.random(count) < p).astype(float) for p in (0.95, 0.9, 0.5, 0.5)
+            )
             found = difference(good, bad, strata, bounds=(0, 1), seed=repetition)
             shares += found.low <= -0.05 <= found.high
             chance += not difference(one, other, strata, bounds=(0, 1), seed=repetition).decided

@@ -120,7 +120,8 @@ def test_differences_of_shares_on_few_prompts_are_seldom_decided_wrongly(bounds)
     generator, strata = np.random.default_rng(1), ["a", "a", "b", "b", "c", "c"]
     hits, decided = 0, 0
     for trial in range(150):
-        good, bad, other = (generator.random(6) < p for p in (0.95, 0.9, 0.95))
+        draws = [(generator.random(6) < p).astype(float) for p in (0.95, 0.9, 0.95)]
+        good, bad, other = draws
         found = difference(good, bad, strata, bounds=bounds, seed=trial)
         hits += found.low <= -0.05 <= found.high
         decided += difference(good, other, strata, bounds=bounds, seed=trial).decided

@@ -1,6 +1,7 @@
 """Which noises a search starts from and injects, in every precision, and what a budget prices."""
 
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,8 +11,9 @@ from tiny import BUILDERS, build, tiny_pipeline, with_scheduler
 import align
 from align.budget import Budget, Purse
 from align.commands import load_noise
+from align.denoisers import image_size
 from align.evaluation.methods import parse_methods, run
-from align.evaluation.pricing import Costs, Task, priced
+from align.evaluation.pricing import Costs, Task, measure_costs, priced
 from align.noise_opt.evaluate import Evaluator
 from align.noise_opt.folder import save_noise
 from align.noise_opt.objective import Objective, parts_of
@@ -84,21 +86,29 @@ def test_best_of_n_draws_the_same_pictures_everywhere():
 @pytest.mark.filterwarnings("ignore")  # of casts by .to(), which from_pretrained does without
 def test_a_searched_noise_goes_back_into_a_bfloat16_pipeline(family, tmp_path):
     pipe = build(family).to(torch.bfloat16)
-    settings = {"num_inference_steps": 2}
+    side = min(64, image_size(pipe, None, None)[0])
+    size = {"height": side, "width": side}
+    settings = {"num_inference_steps": 2, **size}
     last = search(pipe, method="reno", iterations=2, **settings)[-1]
     assert last.best_noise.dtype == torch.float32
     save_noise(tmp_path / "n.safetensors", last.best_noise, prompt=PROMPT, seed=0)
     noise = load_noise(tmp_path / "n.safetensors", 1)
     assert noise.dtype == torch.float32
+    start = make_noise(pipe, [0], **size).float()
     with torch.no_grad():
         again = generate(pipe, [PROMPT], latents=noise, seed=0, **settings)[0]
         first = generate(pipe, [PROMPT], seed=0, **settings)[0]
-        given = generate(pipe, [PROMPT], latents=make_noise(pipe, [0]).float(), seed=0, **settings)
+        given = generate(pipe, [PROMPT], latents=start, seed=0, **settings)
     torch.testing.assert_close(again, last.best_image, atol=0.05, rtol=0)
     assert torch.equal(given[0], first)
-    assert align.decode(pipe, make_noise(pipe, [0]).float()).isfinite().all()
+    assert align.decode(pipe, start).isfinite().all()
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_whole_numbers_are_no_latents():
+    pipe = tiny_pipeline("sd")
     with pytest.raises(TypeError, match=r"latents are torch\.int64; they must be floating point"):
-        generate(pipe, [PROMPT], latents=torch.zeros_like(noise, dtype=torch.long), **settings)
+        generate(pipe, [PROMPT], latents=torch.zeros(1, 4, 8, 8, dtype=torch.long))
 
 
 @pytest.mark.parametrize("pull", ["exact", "per-term"])
@@ -131,6 +141,30 @@ def test_budgets_in_seconds_pay_for_scores():
         scoring = 0.05 * found.reward_forwards + 0.02 * found.reward_backwards
         spent[method.label] = drawing + scoring
     assert max(spent.values()) <= 4.0 + 0.21  # the guard's first look at the best so far
+    assert max(spent.values()) <= 1.15 * min(spent.values()), spent
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("remote", [False, True])
+def test_at_equal_seconds_every_method_takes_about_the_same(remote):
+    """With a reward of 50 ms a picture that computes or waits, by costs that are measured."""
+
+    def slow(images, prompts):
+        end = time.process_time() + 0.05 * len(images)
+        if remote:
+            time.sleep(0.05 * len(images))
+        while not remote and time.process_time() < end:
+            pass
+        return bright(images, prompts)
+
+    task = Task(tiny_pipeline("sd-turbo"), PROMPT, {}, 7, load_reward(slow), batch_size=8)
+    task = replace(task, costs=measure_costs(task, gradients=True))
+    spent = {}
+    for method in parse_methods("bon,carinox,reno,carinox-paper,langevin,zero-order,evolution"):
+        found = run(method, [task], [Budget(2.0, "s")])[0][0].spent
+        # a busy machine takes its share of the clock's time, not of the processor's
+        waited = 0.05 * found.reward_forwards if remote else 0.0
+        spent[method.label] = waited + found.cpu_seconds
     assert max(spent.values()) <= 1.15 * min(spent.values()), spent
 
 
