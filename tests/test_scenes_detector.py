@@ -118,6 +118,8 @@ def plain_score(maps: detector.Maps, row: int, prompt: str) -> float:
         exact += math.exp(total + detector.EXTRA * sum(absent))
     flaws = local_maxima(m["flaw"], detector.FLAWS)
     clean = sum(math.log(sigmoid(-bounded(float(m["flaw"][k])))) for k in flaws)
+    if scene.counted:  # exchanging alike objects is no other way to show them
+        exact /= math.factorial(len(scene.objects))
     return math.log(exact) + detector.FLAW * clean
 
 

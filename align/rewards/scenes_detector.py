@@ -8,7 +8,8 @@ candidates. With p_k the probability that candidate k is an object, the score is
     log sum_a exp [ sum_i log p_a(i) + facts of stated object i at a(i) + sum relations
                     + EXTRA sum_{k not in a} log (1 - p_k) ]  +  FLAW sum_f log (1 - p_f)
 
-over all injective assignments a of stated objects to candidates and over the likeliest flaws f.
+over all injective assignments a of stated objects to candidates, those that only exchange alike
+objects counting once, and over the likeliest flaws f.
 With EXTRA = FLAW = 1 it is the log-probability that the picture shows exactly what the prompt
 states; smaller ones order pictures better by how much of the prompt they show. Facts are
 log-probabilities: of colour and shape, of texture and size where stated, of every relation, each
@@ -18,6 +19,7 @@ The rule is GenEval's (Ghosh et al. 2023), made soft; geometry as in docs/scenes
 """
 
 import itertools
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -307,7 +309,15 @@ def assignment_scores(found: Maps, stated: Stated) -> Float[Tensor, "b a"]:
 
 def log_probability(found: Maps, stated: Stated) -> Float[Tensor, " b"]:
     """The score of each picture but for its flaws, over all assignments."""
-    return assignment_scores(found, stated).logsumexp(1)
+    return assignment_scores(found, stated).logsumexp(1) - log_exchanges(stated)
+
+
+def log_exchanges(stated: Stated) -> Float[Tensor, " b"]:
+    """log of the ways to exchange the objects of prompts that count alike ones ("three red
+    circles"), each of which gives the same facts; 0 for other prompts."""
+    rows = torch.stack([stated.color, stated.shape, stated.texture, stated.size], -1)
+    alike = (rows == rows[:, :1]).all(-1).all(1) & (stated.relation < 0).all(-1).all(1)
+    return torch.where(alike, math.lgamma(rows.shape[1] + 1), 0.0)
 
 
 def load(argument: str | None, device) -> ScenesDetector:
