@@ -25,7 +25,7 @@ class GenerateConfig:
     model: str = "embedded/scenes"
     """embedded/NAME, a diffusers folder, a single-file checkpoint or a Hub id."""
     lora: tuple[str, ...] = ()
-    """A LoRA file, folder, run or Hub id, with an optional =WEIGHT; repeatable."""
+    """embedded/NAME, a LoRA file, folder, run or Hub id, with an optional =WEIGHT; repeatable."""
     reward: str | None = None
     """Score the images: a reward expression such as scenes-clip=1,scenes-vqa=1."""
     num_images: int = 1
@@ -113,11 +113,12 @@ class DemoConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class QuickstartConfig:
-    """The main job on the embedded models: train a LoRA by a reward, judge it, write a report."""
+    """The main jobs on the embedded models: train a LoRA to a style, then compare what makes more
+    pictures right; one report."""
 
     minutes: float = 5.0
-    """Time for all of it; where it gets short the training ends early, not before 10 updates a
-    minute of it: a busy machine takes longer."""
+    """Time for all of it; a machine too slow for that does less of each part, but never fewer than
+    20 updates and a prompt a category."""
     seed: int = 0
     """Seed of the training and of all pictures."""
     device: str | None = None

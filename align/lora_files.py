@@ -28,6 +28,7 @@ FILE_NAME = "pytorch_lora_weights.safetensors"
 # What diffusers' first trainers (AlignProp's, DDPO's) and PEFT call it.
 OTHER_NAMES = ("pytorch_lora_weights.bin", "adapter_model.safetensors", "adapter_model.bin")
 PEFT_CONFIG = "adapter_config.json"
+SHIPPED = Path(__file__).parent / "embedded" / "loras"
 PICKLES = (".pt", ".pth", ".bin", ".ckpt")
 _FACTOR = re.compile(r"((?:unet|transformer|text_encoder\w*)\..+)\.(lora_A|lora_B)\.weight")
 
@@ -52,10 +53,12 @@ def parse_lora(spec: str) -> tuple[str, float]:
 
 
 def find_lora(source: str) -> Path:
-    """The LoRA file that a file, a folder, a run's folder or a Hub id stands for.
+    """The LoRA file that embedded/NAME, a file, a folder, a run's folder or a Hub id stands for.
 
     Raises FileNotFoundError where there is none, or a folder has several.
     """
+    if source.startswith("embedded/"):
+        return _find_shipped(source)
     path = Path(source).expanduser()
     if path.is_file():
         return path
@@ -63,9 +66,26 @@ def find_lora(source: str) -> Path:
         return _find_in_folder(path)
     if source.count("/") not in (1, 2) or source.startswith((".", "/", "~")):
         raise FileNotFoundError(
-            f"there is no LoRA {source!r}; allowed: a file, a folder, a run's folder, or a Hub id"
+            f"there is no LoRA {source!r}; allowed: embedded/NAME, a file, a folder, a run's "
+            "folder, or a Hub id"
         )
     return _find_on_hub(source)
+
+
+def shipped_loras() -> dict[str, str]:
+    """The LoRAs that ship with the package, embedded/NAME, and the models that they are for."""
+    runs = sorted(SHIPPED.glob("*/run.json"))
+    models = [json.loads(run.read_text(encoding="utf-8"))["config"]["model"] for run in runs]
+    return {f"embedded/{run.parent.name}": model for run, model in zip(runs, models, strict=True)}
+
+
+def _find_shipped(source: str) -> Path:
+    known = shipped_loras()
+    if source not in known:
+        raise FileNotFoundError(
+            f"there is no LoRA {source!r} here; those that ship are: {', '.join(known) or 'none'}"
+        )
+    return _find_in_folder(SHIPPED / source.removeprefix("embedded/"))
 
 
 def _find_in_folder(folder: Path) -> Path:

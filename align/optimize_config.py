@@ -103,7 +103,7 @@ class OptimizeRunConfig(OptimizeConfig):
     model: str = "embedded/scenes"
     """embedded/NAME, a diffusers folder, a single-file checkpoint or a Hub id."""
     lora: tuple[str, ...] = ()
-    """A LoRA file, folder, run or Hub id, with an optional =WEIGHT; repeatable."""
+    """embedded/NAME, a LoRA file, folder, run or Hub id, with an optional =WEIGHT; repeatable."""
     scheduler: str | None = None
     """Sampler: a diffusers class such as DDIMScheduler, or NAME:KEY=VALUE,… (default: the
     model's own)."""

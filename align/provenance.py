@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from align.lora_files import SHIPPED, parse_lora
 from align.rewards import LOADERS, parse_expression
 from align.rewards.catalogue import SETS
 from align.rewards.expression import leaves
@@ -63,6 +64,8 @@ def _history(source: str, base: Path = Path(), seen: frozenset = frozenset()) ->
 
 
 def _path(source: str) -> Path:
+    if source.startswith("embedded/"):
+        return SHIPPED / parse_lora(source)[0].removeprefix("embedded/")
     path = Path(source).expanduser()
     return path if path.exists() else Path(source.rpartition("=")[0] or source).expanduser()
 

@@ -19,7 +19,7 @@ class TrainConfig:
     prompts: str | None = None
     """A built-in prompt set or a file (default with embedded models: scenes)."""
     lora: tuple[str, ...] = ()
-    """Start from this LoRA (a file, folder, run or Hub id), optionally =WEIGHT."""
+    """Start from this LoRA (embedded/NAME, a file, folder, run or Hub id), optionally =WEIGHT."""
     negative_prompt: str | None = None
     """What the images should not show."""
     method: Literal["alignprop", "dpo"] = "alignprop"

@@ -47,10 +47,14 @@ def embedded() -> dict[str, str]:
 
 
 def loras(model: str | None = None) -> list[tuple[str, str]]:
-    """(label, value) of the LoRAs in the runs folder, newest first, after the choice of none.
+    """(label, value) of the choice of none, the LoRAs that ship, and those in the runs folder,
+    newest first.
 
     With a model only those that were trained on it.
     """
+    from align.lora_files import shipped_loras  # it imports torch
+
+    shipped = [(name, name) for name, of in shipped_loras().items() if model in (None, of)]
     found = []
     for pattern in ("*/lora/*.safetensors", "*/*/lora/*.safetensors"):
         for file in RUNS.glob(pattern):
@@ -61,7 +65,7 @@ def loras(model: str | None = None) -> list[tuple[str, str]]:
                 label = f"{run.relative_to(RUNS)}{reward}"
                 found.append((file.stat().st_mtime, label, str(run)))
     found = sorted(found, reverse=True)[:LORAS_LISTED]
-    return [("none", NO_LORA), *((label, value) for _, label, value in found)]
+    return [("none", NO_LORA), *shipped, *((label, value) for _, label, value in found)]
 
 
 def run_config(run: Path) -> dict[str, Any]:
@@ -121,7 +125,7 @@ def check_lora(value: Any, allow_any: bool) -> tuple[str, ...]:
     known = [value for _, value in loras()]
     if not allow_any and name not in known:
         listed = ", ".join(known[1:]) or "none yet"
-        raise ValueError(f"the LoRA is {values.short(name)}; those in {RUNS}/ are: {listed}")
+        raise ValueError(f"the LoRA is {values.short(name)}; allowed: {listed}")
     return (name,) if name else ()
 
 

@@ -90,7 +90,7 @@ def test_an_aligned_nar_draws_as_the_policy_it_was_trained_as(tmp_path):
     assert [one["value"] for one in chosen] == [1.0, 0.8, 0, 1.0]
     own = [one["value"] for one in nar_handler.lora_settings(name, "", False)]
     assert own[:2] == [one["value"] for one in nar_handler.model_defaults(name)[:2]]
-    with pytest.raises(gr.Error, match="The LoRA is 'elsewhere'; those in runs/ are"):
+    with pytest.raises(gr.Error, match="The LoRA is 'elsewhere'; allowed"):
         nar_handler.lora_settings(name, "elsewhere", False)
 
     drawn = {}

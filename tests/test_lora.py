@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from tiny import build, tiny_pipeline
 from torch import nn
 
+from align import lora_files, provenance
 from align.denoisers import denoiser_module
 from align.lora import (
     add_lora,
@@ -22,6 +23,7 @@ from align.lora import (
     trained_parameters,
 )
 from align.lora_files import mix
+from align.lora_sources import lora_layers
 from align.models import load_pipeline
 from align.sample import generate
 
@@ -319,3 +321,30 @@ def test_pickles_are_read_as_plain_tensors_only(tmp_path, loras):
     torch.save({"code": json.JSONDecoder}, tmp_path / "b.bin")
     with pytest.raises(ValueError, match=r"holds more than plain tensors"):
         load_lora(build("sd"), str(tmp_path / "b.bin"))
+
+
+def test_a_lora_that_ships_is_named_like_an_embedded_model(tmp_path, monkeypatch):
+    monkeypatch.setattr(lora_files, "SHIPPED", tmp_path)
+    monkeypatch.setattr(provenance, "SHIPPED", tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"'embedded/mine' here; those that ship are: none"):
+        lora_files.find_lora("embedded/mine")
+    (tmp_path / "mine" / "lora").mkdir(parents=True)
+    file = tmp_path / "mine" / "lora" / lora_files.FILE_NAME
+    save_file({"unet.a.lora_A.weight": torch.zeros(1, 2)}, file)
+    config = {"model": "embedded/scenes", "reward": "scenes-clip=2"}
+    (tmp_path / "mine" / "run.json").write_text(json.dumps({"config": config}))
+    assert lora_files.find_lora("embedded/mine") == file
+    assert lora_files.shipped_loras() == {"embedded/mine": "embedded/scenes"}
+    assert provenance.trained_terms(["embedded/mine=0.5"]) == ["scenes-clip"]
+    with pytest.raises(FileNotFoundError, match=r"those that ship are: embedded/mine"):
+        lora_files.find_lora("embedded/b")
+
+
+@pytest.mark.parametrize("name", lora_files.shipped_loras())
+def test_every_lora_that_ships_fits_its_model_and_has_a_card(name):
+    folder = lora_files.SHIPPED / name.removeprefix("embedded/")
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert f"--lora {name}" in card
+    assert lora_files.find_lora(name).stat().st_size <= 3e6
+    pipe = load_pipeline(lora_files.shipped_loras()[name], lora=name)
+    assert lora_layers(pipe)

@@ -15,6 +15,7 @@ from align.rewards import scenes_detector as detector
 from align.scenes import CATEGORIES, describe, parse, render
 from align.scenes.dataset import random_stated_scene
 from align.scenes.grammar import COLORS, SHAPES, SIZES, TEXTURES, heldout_combinations
+from align.scenes.render import layout
 
 SCRIPTS = Path(__file__).parents[1] / "scripts/train_embedded"
 PROMPTS = [
@@ -262,3 +263,15 @@ def test_a_render_with_one_fact_wrong_scores_lower(scripts, category):
 def test_a_prompt_outside_the_grammar_is_refused():
     with pytest.raises(ValueError, match="cannot read 'dog'"):
         load_reward("scenes-detector")(torch.rand(1, 3, 64, 64), ["a red dog"])
+
+
+def test_the_soft_score_is_a_bounded_form_of_the_score_whose_slope_is_in_the_middle():
+    torch.manual_seed(0)
+    renders = np.stack([render(layout(parse(p), random.Random(0))) for p in PROMPTS])
+    drawn = torch.from_numpy(renders).permute(0, 3, 1, 2).float() / 255
+    images = torch.cat([drawn, torch.rand_like(drawn)])
+    prompts = PROMPTS * 2
+    score, soft = load_reward("scenes-detector"), load_reward("scenes-detector:soft")
+    expected = [4 / (1 + math.exp(-(value + 3) / 2)) for value in score(images, prompts).tolist()]
+    assert soft(images, prompts).tolist() == pytest.approx(expected, abs=1e-5)
+    assert detector.load(None, "cpu").soft is False  # loading the one leaves the other as it is

@@ -141,7 +141,8 @@ def test_prompts_outside_the_grammar():
 
 def test_missing_weights_and_arguments(monkeypatch, tmp_path):
     for name in NAMES:
-        with pytest.raises(ValueError, match=f"reward '{name}' takes no argument, got 'x'"):
+        soft = " but soft" * (name == "scenes-detector")
+        with pytest.raises(ValueError, match=f"reward '{name}' takes no argument{soft}, got 'x'"):
             load_reward(f"{name}:x")
     monkeypatch.setattr(scenes_layers, "EMBEDDED", tmp_path)
     for name in NAMES:

@@ -15,6 +15,9 @@ states; smaller ones order pictures better by how much of the prompt they show. 
 log-probabilities: of colour and shape, of texture and size where stated, of every relation, each
 bounded below (`FLOOR`), so that one that is hopeless has no say in the gradient.
 
+`scenes-detector:soft` is 4 sigmoid((score + 3) / 2), to train by: a picture that misses by little
+has the most to say in the gradient, one that is right or hopeless next to nothing.
+
 The rule is GenEval's (Ghosh et al. 2023), made soft; geometry as in docs/scenes.md.
 """
 
@@ -34,7 +37,6 @@ from align.rewards.scenes_layers import (
     load_weights,
     prepare,
     read_config,
-    refuse_argument,
 )
 from align.scenes.grammar import COLORS, RELATIONS_2D, SHAPES, SIZES, TEXTURES, parse
 
@@ -85,6 +87,7 @@ class ScenesDetector(nn.Module):
     def __init__(self, widths: list[int], blocks: list[int]):
         super().__init__()
         a, b, c = widths
+        self.soft = False
         self.stem = nn.Sequential(
             nn.Conv2d(3, a, 4, stride=2, padding=1),
             nn.SiLU(),
@@ -128,10 +131,13 @@ class ScenesDetector(nn.Module):
     def forward(self, images: Float[Tensor, "b 3 h w"], prompts: list[str]) -> Float[Tensor, " b"]:
         """About log P(the picture shows exactly what its prompt states), <= 0; images in [0, 1].
 
+        With `soft` 4 sigmoid((that + 3) / 2), 0 to 3.3.
+
         Raises:
             ValueError: a prompt outside the scenes grammar; names its first word that is.
         """
-        return score(self.maps(images), prompts)
+        scores = score(self.maps(images), prompts)
+        return 4 * ((scores + 3) / 2).sigmoid() if self.soft else scores
 
     def explain(self, images: Float[Tensor, "b 3 h w"], prompts: list[str]) -> list[list[Fact]]:
         """How probably each fact that a prompt states holds in its picture; raises as `forward`."""
@@ -321,12 +327,15 @@ def log_exchanges(stated: Stated) -> Float[Tensor, " b"]:
 
 
 def load(argument: str | None, device) -> ScenesDetector:
-    """The reward `scenes-detector`, frozen.
+    """The reward `scenes-detector`, frozen, or `scenes-detector:soft`.
 
     Raises:
+        ValueError: another argument.
         FileNotFoundError: this installation has no weights for it.
     """
-    refuse_argument(NAME, argument)
+    if argument not in (None, "soft"):
+        raise ValueError(f"reward {NAME!r} takes no argument but soft, got {argument!r}")
     model = ScenesDetector(**read_config(NAME)["model"])
+    model.soft = argument == "soft"
     load_weights(model, NAME)
     return model.to(device or "cpu")
