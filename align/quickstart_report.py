@@ -1,113 +1,93 @@
 """What `align quickstart` says about its outcome: report.html, and a summary in a few lines."""
 
-import math
 import shlex
-from dataclasses import replace
 from pathlib import Path
 
-from jaxtyping import Float
-from torch import Tensor
-
-from align import report
-from align.budget import parse_budget
+from align import report as html
+from align.config import GenerateConfig
+from align.evaluation.page import findings, shots
+from align.evaluation.tables import tables
 from align.files import write_atomic
-from align.quickstart import JUDGED_PROMPTS, Gain, Judgment, Outcome, picture_config, shown
-from align.quickstart_parts import NAR, SEARCH, NarPictures
+from align.quickstart import CATEGORIES, RIGHT, Outcome, pictures
 from align.report import Shot, command_line, objects_text
-
-NAMES = {
-    "exact": "verifier: exactly as asked",
-    "partial": "verifier: share of the stated facts",
-}
 
 
 def write_report(outcome: Outcome) -> Path:
     """Write report.html into the run's folder, everything inside it; returns its path."""
-    path = outcome.folder / "report.html"
-    t, places = outcome.training, shown(outcome.judgments)
+    path, tabled = outcome.folder / "report.html", tables(outcome.report)
     sections = [
-        report.paragraph(headline(outcome), "lead"),
-        report.paragraph(
-            f"A LoRA was trained on {t.model} by AlignProp: the reward {t.reward}, a small network "
-            "that says how well a picture fits its prompt, was backpropagated through all "
-            f"{t.num_inference_steps} denoising steps, {outcome.updates} updates of "
-            f"{t.batch_size} pictures. The verifier, a program that reads pictures back into "
-            "objects and took no part in the training, judged pictures of prompts that the "
-            "training never saw, from the same noises before and after."
-        ),
-        report.heading("Gains"),
-        gains_table(outcome),
-        report.heading("Before and after"),
-        report.paragraph(
-            "The first prompts of each category with their first noise: a fixed choice, not the "
-            "best ones. Under each picture is what the verifier sees in it.",
+        html.paragraph(style_line(outcome), "lead"),
+        *before_and_after(outcome),
+        html.heading("More pictures right: what to choose"),
+        *map(html.paragraph, findings(outcome.report, "compare")),
+        *(html.table(*tabled[name][:2]) for name in ("Scores", "Cost of a picture")),
+        html.paragraph(
+            "The first prompt of each category by every method, a fixed choice. Under each picture "
+            "is what the reader sees in it. compare/report.html has everything else.",
             "note",
         ),
-        picture_pairs([outcome.judgments[i] for i in places], shown_images(outcome, places)),
-        report.heading("Noise search: no training, a better picture"),
-        report.paragraph(search_line(outcome)),
-        picture_pairs(outcome.searched, outcome.searched_images),
-        *nar_part(outcome),
-        report.heading("Reward during the training"),
+        html.pictures(shots(outcome.report, outcome.plan, outcome.records), width=150),
+        html.heading("Reward during the training"),
         reward_curve(outcome),
-        report.heading("By category"),
-        category_table(outcome),
-        report.heading("Do it yourself"),
-        report.code("\n\n".join(f"# {what}\n{line}" for what, line in commands(outcome).items())),
-        report.heading("What to try next"),
-        next_steps(),
-        report.heading("Details"),
+        html.heading("Do it yourself"),
+        html.code("\n\n".join(f"# {what}\n{line}" for what, line in commands(outcome).items())),
+        html.heading("Details"),
         details(outcome),
     ]
-    write_atomic(path, report.html_page("align quickstart", *sections))
+    write_atomic(path, html.html_page("align quickstart", *sections))
     return path
 
 
-def headline(outcome: Outcome) -> str:
-    """The main result in a sentence, whichever way it went."""
-    g, minutes = outcome.gains["exact"], outcome.seconds["training"] / 60
-    if g.low > 0:
-        verdict = f"rose from {g.before:.1%} to {g.after:.1%}"
-    elif g.high < 0:
-        verdict = f"fell from {g.before:.1%} to {g.after:.1%}"
-    else:
-        verdict = f"went from {g.before:.1%} to {g.after:.1%}, too little to be told from chance"
+def style_line(outcome: Outcome) -> str:
+    """What the training did, in two sentences."""
+    s, rise = outcome.style, outcome.style.rise
+    exact = [one["overall"]["exact"]["mean"] for one in outcome.report["figures"][:2]]
     return (
-        f"After {minutes:.1f} minutes of training, the share of pictures that show exactly what "
-        f"their prompt asks for {verdict}: {interval(g, points=True)}."
+        f"In {outcome.seconds['training']:.0f} seconds, {outcome.training.steps} updates of "
+        f"{outcome.training.batch_size} pictures, a LoRA learned the style that the reward "
+        f"scenes-taste likes: the mean radius of objects went from {s.radius[0]:.1f} to "
+        f"{s.radius[1]:.1f} px, and the taste that a reader measures rose by {rise.mean:+.2f} of "
+        f"its standard deviation ({rise.low:+.2f} to {rise.high:+.2f}; {rise.prompts} prompts "
+        f"that it never saw). Exactly as asked were {exact[0]:.0%} before and {exact[1]:.0%} after."
     )
 
 
-def interval(g: Gain, points: bool) -> str:
-    """A gain with its interval and n; in percentage points or in the measure's own unit."""
-    scale, unit, digits = (100, " points", 1) if points else (1, "", 3)
-    numbers = [f"{scale * value:+.{digits}f}" for value in (g.difference, g.low, g.high)]
-    ends = f"95 % interval {numbers[1]} to {numbers[2]}"
-    if math.isinf(g.low):
-        ends = "no interval, as every prompt has the same difference"
-    return f"{numbers[0]}{unit} ({ends}; n = {g.prompts} prompts, {g.images} pictures)"
+def before_and_after(outcome: Outcome) -> list[str]:
+    """Two rows: the first prompt of each category before and after, from the same noises."""
+    from align.scenes import read
+
+    first: dict[str, int] = {}
+    for index, record in enumerate(outcome.records):
+        first.setdefault(record["category"], index)
+    rows = []
+    for method, name in enumerate(("before", "after")):
+        images = pictures(outcome.plan, outcome.records, method)[[*first.values()]]
+        row = [Shot(image, "", objects_text(read(image.numpy()))) for image in images]
+        rows.append(html.pictures([(name, row)], width=100))
+    prompts = "; ".join(outcome.records[index]["prompt"] for index in first.values())
+    return [
+        *rows,
+        html.paragraph(
+            "The first prompt of each category, the same noises before and after: a fixed choice, "
+            f"not the best ones. From left to right: {prompts}.",
+            "note",
+        ),
+    ]
+
+
+def reward_curve(outcome: Outcome) -> str:
+    """The mean reward of each update's pictures, as a moving mean."""
+    updates = [record["step"] for record in outcome.metrics]
+    rewards = [record["reward"] for record in outcome.metrics]
+    figure = html.curve_plot(
+        {"reward": (updates, rewards)}, xlabel="update", ylabel="mean reward of the batch", smooth=8
+    )
+    return html.plot(figure, f"reward from {rewards[0]:.3f} to {rewards[-1]:.3f}")
 
 
 def summary(outcome: Outcome) -> str:
     """What is printed at the end."""
-    minutes = sum(outcome.seconds.values()) / 60
-    lines = [
-        f"A LoRA for {outcome.training.model}, trained by {outcome.training.reward} in "
-        f"{outcome.updates} updates ({outcome.seconds['training'] / 60:.1f} of {minutes:.1f} "
-        f"minutes). On prompts it never saw ({JUDGED_PROMPTS}), the same noises:",
-    ]
-    for name, g in outcome.gains.items():
-        points = name in NAMES
-        before, after = (f"{v:.1%}" if points else f"{v:.3f}" for v in (g.before, g.after))
-        lines.append(f"  {NAMES.get(name, f'{name} (trained on)')}: {before} -> {after}")
-        lines.append(f"    {interval(g, points)}")
-    found = outcome.searched_gains["exact"]
-    lines += [
-        f"Noise search without a LoRA, {images_text()} a prompt, by the default rewards:",
-        f"  {NAMES['exact']}: {found.before:.1%} -> {found.after:.1%}",
-        f"    {interval(found, points=True)}",
-    ]
-    lines += [f"{nar_line(outcome.nar)}."] if outcome.nar else []
+    lines = [style_line(outcome), *findings(outcome.report, "compare")]
     lines += [
         f"  report  {outcome.folder / 'report.html'}",
         f"  LoRA    {outcome.folder / 'train' / 'lora'}",
@@ -116,177 +96,57 @@ def summary(outcome: Outcome) -> str:
     return "\n".join(lines)
 
 
-def gains_table(outcome: Outcome) -> str:
-    """All measures, before and after."""
-    rows = []
-    for name, g in outcome.gains.items():
-        points = name in NAMES
-        form = "{:.1%}" if points else "{:.3f}"
-        scale, digits = (100, 1) if points else (1, 3)
-        low, high = (f"{scale * v:+.{digits}f}" for v in (g.low, g.high))
-        rows.append(
-            [
-                NAMES.get(name, f"{name} (trained on)"),
-                form.format(g.before),
-                form.format(g.after),
-                f"{scale * g.difference:+.{digits}f}",
-                "unknown" if math.isinf(g.low) else f"{low} to {high}",
-            ]
-        )
-    g = outcome.gains["exact"]
-    caption = (
-        f"Paired by prompt and noise, {g.prompts} prompts of {JUDGED_PROMPTS}, "
-        f"{g.images} pictures; gains of the verifier in percentage points."
-    )
-    return report.table(["measure", "before", "after", "gain", "95 % interval"], rows, caption)
-
-
-def shown_images(outcome: Outcome, places: list[int]) -> dict[str, Float[Tensor, "b 3 h w"]]:
-    """The judged pictures at some places, before and after."""
-    return {when: images[places] for when, images in outcome.images.items()}
-
-
-def picture_pairs(judgments: list[Judgment], images: dict[str, Float[Tensor, "b 3 h w"]]) -> str:
-    """Pictures before and after, with the verdict under each."""
-    from align.scenes import read
-
-    groups = []
-    for index, judgment in enumerate(judgments):
-        scores = {"before": judgment.before, "after": judgment.after}
-        shots = [
-            Shot(
-                pictures[index],
-                when,
-                objects_text(read(pictures[index].numpy())),
-                good=bool(scores[when]["exact"]),
-            )
-            for when, pictures in images.items()
-        ]
-        groups.append((judgment.prompt, shots))
-    return report.pictures(groups, width=150)
-
-
-def images_text() -> str:
-    """The budget of the noise search in words."""
-    return f"{parse_budget(SEARCH.budget or '').amount:g} images"
-
-
-def search_line(outcome: Outcome) -> str:
-    """What the noise search reached, in two sentences."""
-    g, seconds = outcome.searched_gains["exact"], outcome.seconds["noise search"]
-    return (
-        f"For {g.prompts} prompts the noise was searched by the embedded rewards, "
-        f"{images_text()} a prompt, {seconds / g.prompts:.1f} s each; the model stays as it is. "
-        f"Exactly as asked, by the verifier: {g.before:.1%} of the first noises' pictures, "
-        f"{g.after:.1%} of the best ones found: {interval(g, points=True)}."
-    )
-
-
-def nar_line(nar: NarPictures) -> str:
-    """What NAR drew, how fast and how well."""
-    count = len(nar.images)
-    return (
-        f"{NAR} draws {nar.tokens} tokens a picture in {nar.passes} passes: {count} pictures in "
-        f"{nar.seconds:.1f} s, {sum(nar.exact)} of them exactly as asked (prompts of combinations "
-        "that it never saw)"
-    )
-
-
-def nar_part(outcome: Outcome) -> list[str]:
-    """The section on NAR; nothing where its model is not installed."""
-    from align.scenes import read
-
-    nar = outcome.nar
-    if nar is None:
-        return []
-    groups = [
-        (j.prompt, [Shot(image, "NAR", objects_text(read(image.numpy())), good=right)])
-        for j, image, right in zip(outcome.searched, nar.images, nar.exact, strict=True)
-    ]
-    return [
-        report.heading("NAR: a picture by wavefronts of tokens"),
-        report.paragraph(f"{nar_line(nar)}."),
-        report.pictures(groups, width=150),
-    ]
-
-
-def reward_curve(outcome: Outcome) -> str:
-    """The mean reward of each update's pictures."""
-    updates = [record["step"] for record in outcome.records]
-    rewards = [record["reward"] for record in outcome.records]
-    name = outcome.training.reward
-    figure = report.curve_plot(
-        {name: (updates, rewards)}, xlabel="update", ylabel=f"mean {name} of the batch", smooth=8
-    )
-    return report.plot(figure, f"{name} from {rewards[0]:.3f} to {rewards[-1]:.3f}")
-
-
-def category_table(outcome: Outcome) -> str:
-    """Exact pictures by category, as counts: few of each, so without intervals."""
-    rows = []
-    for category in dict.fromkeys(j.category for j in outcome.judgments):
-        mine = [j for j in outcome.judgments if j.category == category]
-        counts = [sum(scores["exact"] for scores in side) for side in _sides(mine)]
-        rows.append([category, len(mine), *(f"{count:.0f}" for count in counts)])
-    return report.table(
-        ["category", "pictures", "exact before", "exact after"],
-        rows,
-        "Few pictures each: this shows where to look, it does not prove a difference.",
-    )
-
-
-def _sides(judgments: list) -> tuple[list, list]:
-    return [j.before for j in judgments], [j.after for j in judgments]
-
-
 def commands(outcome: Outcome) -> dict[str, str]:
-    """The commands that reproduce each part, by what they do."""
-    lora = shlex.quote(str(outcome.folder / "train"))
-    training = replace(outcome.training, steps=outcome.updates)
-    first = shown(outcome.judgments)[0]
-    before, after = (picture_config(outcome, first, when) for when in (False, True))
+    """The commands that do each part again, by what they do."""
+    prompt, seed = outcome.records[0]["prompt"], outcome.records[0]["results"][0]["seed"]
+    steps = outcome.comparison.num_inference_steps
+    guidance = outcome.comparison.guidance_scale
+    assert steps is not None
+    assert guidance is not None
+    picture = {
+        "prompt": (prompt,), "seed": seed, "num_inference_steps": steps, "guidance_scale": guidance
+    }  # fmt: skip
+    trained = (str(outcome.folder / "train"),)
+    right = any(method.label == f"lora={RIGHT}" for method in outcome.plan.methods)
+    search = ["--budget", outcome.comparison.budget, "--num-inference-steps", str(steps)]
+    search += ["--guidance-scale", f"{guidance:g}"]
     return {
-        "Train the LoRA": f"{command_line('train', training)} --out runs/my-lora",
-        "A picture without it": command_line("generate", before),
-        "The same with it": command_line("generate", after),
-        "Search the noise of its prompt": command_line(
-            "optimize",
-            replace(SEARCH, prompt=(outcome.searched[0].prompt,), seed=outcome.searched[0].seed),
+        "Train the LoRA": f"{command_line('train', outcome.training)} --out runs/my-lora",
+        "A picture without it": command_line("generate", GenerateConfig(**picture)),
+        "The same with it": command_line("generate", GenerateConfig(**picture, lora=trained)),
+        **(
+            {
+                "The same with the LoRA that ships": command_line(
+                    "generate", GenerateConfig(**picture, lora=(RIGHT,))
+                )
+            }
+            if right
+            else {}
         ),
-        "The same prompt by NAR": f"align nar generate {shlex.quote(outcome.searched[0].prompt)}",
-        "Mix half of it in": f"align generate 'two green stars' --lora {lora}=0.5",
+        "Search its noise": shlex.join(["align", "optimize", prompt, *search]),
+        "The same prompt by NAR": shlex.join(["align", "nar", "generate", prompt]),
+        "The comparison": f"{command_line('compare', outcome.comparison)} --out runs/compare",
+        "All rewards that can be named, and one of your own: f(images, prompts) -> scores": (
+            "align rewards\nalign train --reward my_reward.py:f"
+        ),
         "Look at it in a browser": "align demo",
     }
 
 
-def next_steps() -> str:
-    """Things to try."""
-    return report.code(
-        "# all rewards that can be named, and a longer training by two of them\n"
-        "align rewards\n"
-        "align train --reward scenes-clip=1,jpeg=0.1 --steps 300\n\n"
-        "# a reward of your own: f(images, prompts) -> scores\n"
-        "align train --reward my_reward.py:f\n\n"
-        "# your own Stable Diffusion (a GPU helps)\n"
-        "align train --model path/to/model --prompts animals --reward jpeg"
-    )
-
-
 def details(outcome: Outcome) -> str:
     """Settings and times."""
-    t = outcome.training
+    t, c = outcome.training, outcome.comparison
     settings = {
         "model": t.model,
         "reward": t.reward,
-        "training prompts": t.prompts,
-        "updates": outcome.updates,
-        "pictures per update": t.batch_size,
+        "updates": t.steps,
+        "pictures an update": t.batch_size,
         "learning rate": t.learning_rate,
         "LoRA rank": t.lora_rank,
-        "denoising steps": t.num_inference_steps,
-        "guidance": t.guidance_scale,
-        "gradient through": f"{t.grad_window} steps",
+        "prompts compared": f"{CATEGORIES * (c.per_category or 0)} of {c.prompts}",
+        "denoising steps, guidance": f"{c.num_inference_steps}, {c.guidance_scale:g}",
+        "budget of a search": c.budget,
         "seed": t.seed,
         **{f"time, {part}": f"{seconds:.0f} s" for part, seconds in outcome.seconds.items()},
     }
-    return report.table(["setting", "value"], list(settings.items()))
+    return html.table(["setting", "value"], list(settings.items()))

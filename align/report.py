@@ -11,6 +11,7 @@ import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from html import escape
+from statistics import stdev
 from typing import TYPE_CHECKING, Any
 
 from align.run import to_pil
@@ -175,8 +176,8 @@ def curve_plot(
 ) -> "Figure":
     """Curves by name, each (x values, y values), as a matplotlib figure.
 
-    With `smooth` > 1 the bold line is the mean of that many points up to each one, over the pale
-    line of the values themselves.
+    With `smooth` > 1 the bold line is the mean of that many points up to each one, in a band of
+    two standard errors, over pale dots, the values themselves.
     """
     from matplotlib.figure import Figure
 
@@ -185,9 +186,13 @@ def curve_plot(
     xs = [value for x, _ in series.values() for value in x]
     for index, (name, (x, y)) in enumerate(series.items()):
         color = COLORS[index % len(COLORS)]
+        tails = _tails(y, smooth)
+        means = [sum(part) / len(part) for part in tails]
         if smooth > 1:
-            axes.plot(x, y, color=color, alpha=0.3, linewidth=1)
-        means = [sum(part) / len(part) for part in _tails(y, smooth)]
+            axes.plot(x, y, ".", color=color, alpha=0.3, markersize=4)
+            errors = [2 * stdev(part) / len(part) ** 0.5 if part[1:] else 0.0 for part in tails]
+            ends = [[m + sign * e for m, e in zip(means, errors, strict=True)] for sign in (-1, 1)]
+            axes.fill_between(x, *ends, color=color, alpha=0.15, linewidth=0)
         marker = "o" if len(x) < 3 else None
         axes.plot(x, means, color=color, linewidth=2, marker=marker, label=name)
     axes.set(xlabel=xlabel, ylabel=ylabel)

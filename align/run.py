@@ -272,3 +272,17 @@ def image_grid(
         top, left = index // columns * (height + gap), index % columns * (width + gap)
         grid[:, top : top + height, left : left + width] = image
     return grid
+
+
+def grid_images(
+    grid: "Float[Tensor, '3 h2 w2']", count: int, gap: int = 2
+) -> "Float[Tensor, 'b 3 h w']":
+    """The `count` images that `image_grid` put side by side with its own number of columns."""
+    columns = math.ceil(math.sqrt(count))
+    rows = math.ceil(count / columns)
+    height, width = (grid.shape[1] + gap) // rows - gap, (grid.shape[2] + gap) // columns - gap
+    corners = [divmod(index, columns) for index in range(count)]
+    images = grid.new_empty(count, len(grid), height, width)
+    for image, (y, x) in zip(images, corners, strict=True):
+        image.copy_(grid[:, y * (height + gap) :, x * (width + gap) :][:, :height, :width])
+    return images

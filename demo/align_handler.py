@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 MINUTES = (0.1, 30.0)
 UPDATES = (1, 1000)
+SMOOTH = 8  # updates that a point of the reward's curve is the mean of
 OWN = "own"  # prompts that the visitor writes
 SETS = {
     "scenes": "Coloured shapes, all kinds of prompts",
@@ -115,20 +116,22 @@ def stop(owner: Any = "") -> tuple:
 def show(shown: Any = None) -> tuple:
     """How far the newest training is, and what it has reached.
 
-    Returns (status, curves, judge's curve, before, latest, LoRA's file, what was shown). `shown`
-    is the last value of the former call: where nothing is new everything is skipped.
+    Returns (status, reward's curve, judge's curve, before, latest, what the reader sees in both,
+    LoRA's file, what was shown). `shown` is the last value of the former call: where nothing is
+    new everything is skipped.
     """
     view = training.newest()
     mark = fingerprint(view)
     skip = gr.skip()
     if mark == shown:
-        return (skip,) * 7
+        return (skip,) * 8
     if view is None:
-        return f'<div class="status">{NOTHING}</div>', "", "", None, None, no_file(), mark
+        return f'<div class="status">{NOTHING}</div>', "", "", None, None, "", no_file(), mark
     rewards, judged = curves(view.records)
     file = skip if mark[-1] == (shown or [None])[-1] else lora_file(view)
     before, latest = pictures(view)
-    return line(view), rewards, judged, before, latest, file, mark
+    seen = readings(before, latest) if view.config.get("model", "").startswith("embedded/") else ""
+    return line(view), rewards, judged, before, latest, seen, file, mark
 
 
 def pictures(view: "View") -> tuple[Path | None, Path | None]:
@@ -164,20 +167,38 @@ def lora_file(view: "View") -> Any:
     return gr.update(value=named, interactive=True)
 
 
+def readings(before: Path | None, latest: Path | None) -> str:
+    """HTML: what the verifier's reader sees in the pictures before and in the newest ones."""
+    if before is None or latest is None:
+        return ""
+    from align.demo.pictures import measured  # takes a while at first
+
+    sides = [measured(path, path.stat().st_mtime_ns) for path in (before, latest)]
+    prompts, *columns = sides[0][0], *(rows for _, rows, _ in sides)
+    rows = "".join(
+        f"<tr><td>{escape(prompt)}</td>" + "".join(f"<td>{escape(t)}</td>" for t in texts) + "</tr>"
+        for prompt, *texts in zip(prompts, *columns, strict=True)
+    )
+    ends = "".join(f"<td>{escape(means)}</td>" for _, _, means in sides)
+    return (
+        '<div class="scroll"><table><thead><tr><th>What a reader sees, row by row</th>'
+        f"<th>Before</th><th>Newest</th></tr></thead><tbody>{rows}"
+        f"<tr><td>mean of all eight</td>{ends}</tr></tbody></table></div>"
+    )
+
+
 def curves(records: list[dict[str, Any]]) -> tuple[str, str]:
-    """Pictures of curves: reward terms by update, and the judge by update."""
+    """Pictures of curves: the reward by update, as a moving mean with its band, on an axis as wide
+    as single pictures differ; and the judge by update."""
     from align.demo.curves import curves as drawn
 
-    rows = [
-        (record["step"], name, value)
-        for record in records
-        for name, value in (record.get("terms") or {"reward": record["reward"]}).items()
-        if value is not None
-    ]
+    rows = [(record["step"], "reward", record["reward"]) for record in records]
+    spread = [record.get("reward_std") or 0.0 for record in records]
     judged = [(r["step"], "judge", r["judge"]) for r in records if r.get("judge") is not None]
+    apart = sum(spread) / max(len(spread), 1)
     return (
-        drawn(rows, "update", "reward of the update"),
-        drawn(judged, "update", "judge") if len(judged) > 1 else "",
+        drawn(rows, "update", "reward of the update", smooth=SMOOTH, height=2 * apart),
+        drawn(judged, "update", "judge", height=0.5) if len(judged) > 1 else "",
     )
 
 

@@ -9,8 +9,18 @@ COLUMNS = 3  # of the legend
 MOST = 200  # points of a curve
 
 
-def curves(rows: Iterable[tuple[float, str, float]], xlabel: str, ylabel: str) -> str:
-    """HTML of the rows (x, curve, y); empty where there are none."""
+def curves(
+    rows: Iterable[tuple[float, str, float]],
+    xlabel: str,
+    ylabel: str,
+    smooth: int = 1,
+    height: float = 0.0,
+) -> str:
+    """HTML of the rows (x, curve, y); empty where there are none.
+
+    `smooth` is that of `curve_plot`; the axis is `height` high at least, so that what is small
+    looks small.
+    """
     series: dict[str, tuple[list[float], list[float]]] = {}
     for x, name, y in rows:
         xs, ys = series.setdefault(name, ([], []))
@@ -22,7 +32,10 @@ def curves(rows: Iterable[tuple[float, str, float]], xlabel: str, ylabel: str) -
         name: (xs[:: -(-len(xs) // MOST)], ys[:: -(-len(ys) // MOST)])
         for name, (xs, ys) in series.items()
     }
-    figure = curve_plot(thinned, xlabel=xlabel, ylabel=ylabel)
+    figure = curve_plot(thinned, xlabel=xlabel, ylabel=ylabel, smooth=smooth)
+    low, high = figure.axes[0].get_ylim()
+    if high - low < height:
+        figure.axes[0].set_ylim((low + high - height) / 2, (low + high + height) / 2)
     figure.set_size_inches(*SIZE)
     figure.patch.set_alpha(0)
     legend = figure.axes[0].get_legend()

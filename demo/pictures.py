@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
+from PIL import Image
 from torch import Tensor
 
 from align.commands import generate_batch, picture_settings
@@ -25,7 +27,7 @@ from align.prompt_words import prompt_warnings
 from align.report import objects_text
 from align.rewards import load_reward
 from align.rewards.facts import Fact, explain
-from align.run import save_image
+from align.run import grid_images, save_image
 
 SLOT = threading.Lock()  # a stopped job may still be finishing its step when the next one starts
 PREVIEW_EVERY = 0.4  # seconds
@@ -214,3 +216,25 @@ def judge_clips(model: str, prompt: str, clips: Float[Tensor, "b t 3 h w"]) -> l
                 f"direction {'right' if v.direction else 'wrong'}")
         for v in verify_clips([prompt] * len(clips), clips)
     ]  # fmt: skip
+
+
+@functools.lru_cache(maxsize=8)
+def measured(grid: Path, changed: int) -> tuple[list[str], list[str], str]:
+    """The prompts of a grid of pictures, what is seen in each, and the means in words; `changed`
+    is when the file was."""
+    from align.scenes import measure_taste, read, verify
+
+    with Image.open(grid) as opened:
+        prompts = opened.text["prompt"].split("\n")
+        pixels = torch.from_numpy(np.array(opened.convert("RGB"))).permute(2, 0, 1) / 255
+    images = grid_images(pixels, len(prompts))
+    try:
+        marks = ["✓ " if exact else "✗ " for exact in verify(prompts, images)[0]]
+    except ValueError:  # prompts of a visitor's own that are outside the grammar
+        marks = [""] * len(prompts)
+    texts = [m + objects_text(read(image.numpy())) for m, image in zip(marks, images, strict=True)]
+    taste = measure_taste(images)
+    means = f"radius {taste.radius.mean():.1f} px, taste {taste.value.mean():.2f}"
+    if any(marks):
+        means = f"{sum(m == '✓ ' for m in marks)} of {len(marks)} as asked, {means}"
+    return prompts, texts, means

@@ -126,6 +126,7 @@ def outputs() -> dict:
             label="Newest, same noises", alt_text="The same pictures by the newest LoRA",
             elem_id="align-latest", min_width=140, **look,
         )  # fmt: skip
+    seen = gr.HTML(label="What a reader sees in them", elem_id="align-seen")
     with gr.Row():
         lora = gr.DownloadButton(
             "Download the LoRA", interactive=False, size="sm", min_width=120, elem_id="align-lora"
@@ -134,5 +135,5 @@ def outputs() -> dict:
         compare = gr.Button("Compare with the base", size="sm", min_width=120)
     return {
         "status": status, "curves": curves, "judged": judged, "before": before,
-        "latest": latest, "lora": lora, "generate": generate, "compare": compare,
+        "latest": latest, "seen": seen, "lora": lora, "generate": generate, "compare": compare,
     }  # fmt: skip

@@ -71,8 +71,8 @@ def test_a_training_runs_beside_the_page_and_stop_saves_a_lora_that_others_see()
     assert (folders.NOTES / f"{view.folder.name}.txt").read_text() == "a red circle\ntwo stars\n"
     again = align_handler.show(None)  # a page that is opened later
     assert re.search("(Done|Stopped) after", again[0])
-    assert Path(again[5]["value"]).read_bytes() == view.lora.read_bytes()
-    assert align_handler.show(again[-1]) == (gr.skip(),) * 7
+    assert Path(again[6]["value"]).read_bytes() == view.lora.read_bytes()
+    assert align_handler.show(again[-1]) == (gr.skip(),) * 8
     assert str(view.folder) in [value for _, value in choices.loras("embedded/scenes")]
 
 
@@ -115,7 +115,7 @@ def test_a_training_that_fails_says_why_in_a_line(monkeypatch):
 def test_without_a_training_the_page_says_what_to_do():
     status, *_, mark = align_handler.show(None)
     assert "No training yet" in status
-    assert align_handler.show(mark) == (gr.skip(),) * 7
+    assert align_handler.show(mark) == (gr.skip(),) * 8
     with pytest.raises(gr.Error, match="No training is under way"):
         align_handler.stop("me")
 

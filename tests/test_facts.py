@@ -176,7 +176,7 @@ def test_bad_input_of_the_detector(stored):
         reward(images, [many])
     with pytest.raises(ValueError, match=f"states 7 objects; {NAME} compares at most 6"):
         scenes_detector.assignments(7, torch.device("cpu"))
-    with pytest.raises(ValueError, match="takes no argument, got 'x'"):
+    with pytest.raises(ValueError, match="takes no argument but soft, got 'x'"):
         load_reward(f"{NAME}:x")
 
 

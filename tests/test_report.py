@@ -77,6 +77,9 @@ def test_a_smoothed_curve_shows_the_running_mean():
     pale, bold = figure.axes[0].lines
     assert list(pale.get_ydata()) == [0, 2, 4]
     assert list(bold.get_ydata()) == [0, 1, 3]
+    (band,) = figure.axes[0].collections  # two standard errors: of 0 and 2 that is 2 about 1
+    path = band.get_paths()[0].vertices
+    assert {(x, y) for x, y in path.tolist() if x == 2} == {(2, -1), (2, 3)}
 
 
 def test_the_same_plot_is_the_same_text():

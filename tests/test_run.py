@@ -15,6 +15,7 @@ from PIL import Image
 from align.config import GenerateConfig, TrainConfig
 from align.run import (
     atomic_path,
+    grid_images,
     image_grid,
     load_config,
     log_metrics,
@@ -187,6 +188,12 @@ def test_grid_places_images_row_by_row():
     assert (grid[:, 5:, 6:] == 1).all()  # the empty place is white
     with pytest.raises(ValueError, match="at least one"):
         image_grid(images[:0])
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 8, 9])
+def test_a_grid_gives_its_images_back(count):
+    images = torch.rand(count, 3, 4, 6, generator=torch.Generator().manual_seed(count))
+    assert grid_images(image_grid(images), count).equal(images)
 
 
 def test_values_outside_the_range_are_clamped():
