@@ -23,7 +23,6 @@ from align.lora import add_lora
 from align.models import torch_device
 from align.nar.align_card import model_card
 from align.nar.config import NarAlignConfig
-from align.nar.credit import scores_of_unfinished
 from align.nar.generate import generate_ids
 from align.nar.layers import lay_out_for_decoding
 from align.nar.load import load_nar_pipeline
@@ -103,7 +102,6 @@ class Sampled:
     mask: Bool[Tensor, "b t"] | None
     terms: dict[str, Float[Tensor, " b"]]
     scores: Float[Tensor, " b"]
-    unfinished: Float[Tensor, "b points"] | None  # scores of the pictures as far as drawn
 
 
 def align_nar(
@@ -239,13 +237,7 @@ def sample_groups(session: NarSession, update: int) -> Sampled:
         if not score.isfinite().all():
             raise Diverged(f"reward {name} is {score[~score.isfinite()][0].item()}")
     scores = session.reward.combine(terms).to(images.device)
-    unfinished = None
-    if c.method == "grpo" and c.gae_lambda is not None:
-        order = pipe.transformer.order
-        unfinished = scores_of_unfinished(
-            session.reward, images, prompts, metadata, order, c.value_points
-        )
-    return Sampled(ids, condition, mask, terms, scores, unfinished)
+    return Sampled(ids, condition, mask, terms, scores)
 
 
 def align_step(

@@ -7,13 +7,11 @@ import torch
 from torch import Tensor
 
 from align.lora import lora_disabled
-from align.nar.credit import generalized_advantages, values_of
 from align.nar.policy import (
     best_and_worst,
     divergence,
     dpo_loss,
     group_advantages,
-    group_deviation,
     grpo_loss,
     policy_logits,
     token_log_probs,
@@ -65,24 +63,10 @@ def base_logits_of(session: Any, sampled: Any, rows: Tensor) -> Tensor:
         return logits_of(session, sampled, rows)
 
 
-def token_advantages(session: Any, sampled: Any) -> Tensor:
-    """Advantages that broadcast over (b, n): a picture's own, or by `gae_lambda` each token's."""
-    c = session.config
-    advantages = group_advantages(sampled.scores, c.group_size, c.normalize_std)
-    if sampled.unfinished is None:
-        return advantages[:, None]
-    unfinished = sampled.unfinished
-    if c.normalize_std:
-        unfinished = unfinished / group_deviation(sampled.scores, c.group_size)[:, None]
-    values = values_of(unfinished, advantages, c.group_size, gather=session.accelerator.gather)
-    order = session.pipe.transformer.order
-    return generalized_advantages(values, advantages, order, c.gae_lambda)
-
-
 def grpo_backward(session: Any, sampled: Any, old: list[Tensor]) -> dict[str, float]:
     """Accumulate the gradient of the clipped policy gradient and the divergence from the base."""
     c, count = session.config, len(sampled.ids)
-    advantages = token_advantages(session, sampled)
+    advantages = group_advantages(sampled.scores, c.group_size, c.normalize_std)
     totals = {"loss": 0.0, "kl": 0.0, "clipped": 0.0}
     for number, rows in enumerate(torch.arange(count).split(c.micro_batch_size or count)):
         logits = logits_of(session, sampled, rows)

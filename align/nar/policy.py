@@ -60,16 +60,12 @@ def group_advantages(
     A group whose scores are all alike teaches nothing: its advantages are 0.
     """
     groups = scores.view(-1, group_size)
-    centred = (groups - groups.mean(1, keepdim=True)).flatten()
-    return centred / group_deviation(scores, group_size) if normalize_std else centred
-
-
-def group_deviation(scores: Float[Tensor, " b"], group_size: int) -> Float[Tensor, " b"]:
-    """The standard deviation of each score's group; infinite where its scores are all alike."""
-    groups = scores.view(-1, group_size)
-    deviation = groups.std(1)
-    alike = deviation <= 1e-6 * groups.abs().amax(1)
-    return torch.where(alike, torch.inf, deviation).repeat_interleave(group_size)
+    centred = groups - groups.mean(1, keepdim=True)
+    if normalize_std:
+        deviation = groups.std(1, keepdim=True)
+        alike = deviation <= 1e-6 * groups.abs().amax(1, keepdim=True)
+        centred = centred / torch.where(alike, torch.inf, deviation)
+    return centred.flatten()
 
 
 def divergence(
@@ -83,14 +79,14 @@ def divergence(
 def grpo_loss(
     log_probs: Float[Tensor, "b n"],
     old_log_probs: Float[Tensor, "b n"],
-    advantages: Float[Tensor, "b #n"],
+    advantages: Float[Tensor, " b"],
     clip_range: float,
 ) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
     """(loss, share of clipped tokens) of each picture; the loss is a mean over its tokens."""
     ratio = (log_probs - old_log_probs).exp()
     bounded = ratio.clamp(1 - clip_range, 1 + clip_range)
-    kept = torch.minimum(ratio * advantages, bounded * advantages)
-    clipped = (bounded * advantages < ratio * advantages).to(log_probs.dtype)
+    mine, most = ratio * advantages[:, None], bounded * advantages[:, None]
+    kept, clipped = torch.minimum(mine, most), (most < mine).to(log_probs.dtype)
     return -kept.mean(1), clipped.detach().mean(1)
 
 

@@ -35,8 +35,6 @@ def fork(folder: Path, **changes) -> int:
 
 def killed(folder: Path, method: str, precision: str, steps: int) -> None:
     settings = {"method": method, "mixed_precision": precision, "steps": steps}
-    if (method, precision) == ("grpo", "bf16"):
-        settings["gae_lambda"] = 0.9
     assert os.waitpid(fork(folder / "whole", **settings), 0)[1] == 0
     child = fork(folder / "killed", **settings)
     while not list((folder / "killed/run/checkpoints").glob("step-[1-9]*")):
