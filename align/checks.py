@@ -12,7 +12,12 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 Attention = Literal["auto", "xformers", "sdpa", "math"]
 # Settings that are gone, each at its former default, which a saved run may still name.
 REMOVED: dict[str, dict[str, Any]] = {
-    "NarAlignConfig": {"gae_lambda": None, "value_points": 15},
+    "NarAlignConfig": {
+        "gae_lambda": None,
+        "value_points": 15,
+        "inner_updates": 1,
+        "clip_range": 0.2,
+    },
 }
 
 

@@ -28,10 +28,6 @@ class NarAlignConfig:
     """Images of a prompt in an update, which are compared with each other."""
     micro_batch_size: int | None = 16
     """Images per forward pass with gradient."""
-    inner_updates: int = 1
-    """Optimizer steps on the images of an update; from 2 on the ratio is clipped."""
-    clip_range: float = 0.2
-    """The ratio of new to old probability counts up to 1 +- this (grpo)."""
     normalize_std: bool = True
     """Divide a group's advantages by its standard deviation (grpo)."""
     kl_weight: float = 0.01
@@ -96,7 +92,7 @@ class NarAlignConfig:
 
     def __post_init__(self) -> None:
         """Raise ValueError where a value is out of range."""
-        counts = ("steps", "batch_size", "micro_batch_size", "inner_updates", "lora_rank")
+        counts = ("steps", "batch_size", "micro_batch_size", "lora_rank")
         check(self, at_least_1=(*counts, "judge_every", "judge_images", "patience"))
         check(self, at_least_1=("keep_checkpoints", "guidance_scale"))
         check(
@@ -104,7 +100,7 @@ class NarAlignConfig:
             positive=("learning_rate", "lora_alpha", "max_minutes", "beta", "temperature"),
             not_negative=("kl_weight", "weight_decay", "warmup_steps", "max_grad_norm"),
         )
-        check(self, positive=("clip_range",), not_negative=("sample_every", "checkpoint_every"))
+        check(self, not_negative=("sample_every", "checkpoint_every"))
         if self.group_size < 2:
             raise ValueError(
                 f"group_size is {self.group_size}; it must be at least 2, as the images of a "

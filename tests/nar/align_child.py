@@ -17,7 +17,7 @@ from align_helpers import run
 
 from align.cli import leave
 
-SETTINGS = {"checkpoint_every": 1, "inner_updates": 2, "learning_rate": 0.01, "warmup_steps": 2}
+SETTINGS = {"checkpoint_every": 1, "learning_rate": 0.01, "warmup_steps": 2}
 
 
 def fork(folder: Path, **changes) -> int:
