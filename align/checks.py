@@ -18,6 +18,8 @@ REMOVED: dict[str, dict[str, Any]] = {
         "inner_updates": 1,
         "clip_range": 0.2,
     },
+    "OptimizeConfig": {"prior": "log-norm"},
+    "OptimizeRunConfig": {"prior": "log-norm"},
 }
 
 

@@ -129,7 +129,7 @@ def test_foreign_values(values, error, message):
         from_dict(TrainConfig, values)
 
 
-@pytest.mark.parametrize("kind", [NarAlignConfig])
+@pytest.mark.parametrize("kind", [NarAlignConfig, OptimizeConfig, OptimizeRunConfig])
 def test_saved_runs_may_name_removed_settings_at_their_former_defaults(kind):
     former = REMOVED[kind.__name__]
     assert not former.keys() & to_dict(kind()).keys()
