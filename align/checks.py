@@ -10,6 +10,17 @@ from typing import Any, Literal, TypeVar
 ConfigT = TypeVar("ConfigT")
 Dtype = Literal["float32", "bfloat16", "float16"]
 Attention = Literal["auto", "xformers", "sdpa", "math"]
+# Settings that are gone, each at its former default, which a saved run may still name.
+REMOVED: dict[str, dict[str, Any]] = {
+    "NarAlignConfig": {
+        "gae_lambda": None,
+        "value_points": 15,
+        "inner_updates": 1,
+        "clip_range": 0.2,
+    },
+    "OptimizeConfig": {"prior": "log-norm"},
+    "OptimizeRunConfig": {"prior": "log-norm"},
+}
 
 
 def check(
@@ -102,13 +113,25 @@ def from_dict(kind: type[ConfigT], values: dict[str, Any]) -> ConfigT:
 
     Raises ValueError for an unknown field, TypeError for a value of the wrong type.
     """
-    hints = typing.get_type_hints(kind)
+    hints, values = typing.get_type_hints(kind), without_removed(kind, values)
     for name, value in values.items():
         if name not in hints:
             raise ValueError(f"{kind.__name__} has no field {name!r}; {one_of(name, hints)}")
         if not _fits(value, hints[name]):
             raise TypeError(f"{name} is {value!r}; {kind.__name__} expects {hints[name]}")
     return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+def without_removed(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Saved settings less those of `REMOVED`. Raises ValueError where one of them was changed."""
+    gone = REMOVED.get(kind.__name__, {})
+    for name in gone.keys() & values.keys():
+        if values[name] != gone[name]:
+            raise ValueError(
+                f"{name} is {values[name]!r}, but that setting was removed; only a run that left "
+                f"it at {gone[name]!r} can be loaded"
+            )
+    return {name: value for name, value in values.items() if name not in gone}
 
 
 def _fits(value: Any, hint: Any) -> bool:

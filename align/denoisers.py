@@ -49,8 +49,8 @@ class Denoiser:
     """
 
     predict: Callable[[Tensor, Tensor], Tensor]
-    set_timesteps: Callable[[Any, int, torch.device, list[int] | None], Tensor]
-    """(scheduler, num_inference_steps, device, timesteps) -> the timesteps to visit."""
+    set_timesteps: Callable[[Any, int, torch.device], Tensor]
+    """(scheduler, num_inference_steps, device) -> the timesteps to visit."""
     latent_scale: float
     one_step_x0: bool
 
@@ -107,8 +107,8 @@ def make_denoiser(
     factor = pipe.vae_scale_factor
     return Denoiser(
         predict=predict,
-        set_timesteps=lambda scheduler, steps, device, timesteps: family.set_timesteps(
-            pipe, scheduler, steps, device, timesteps, (height // factor, width // factor)
+        set_timesteps=lambda scheduler, steps, device: family.set_timesteps(
+            pipe, scheduler, steps, device, (height // factor, width // factor)
         ),
         latent_scale=family.latent_scale(pipe),
         one_step_x0=family.one_step_x0,

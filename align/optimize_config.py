@@ -7,7 +7,6 @@ from align.budget import parse_budget
 from align.checks import Attention, Dtype, check, imply_out
 
 Method = Literal["bon", "zero-order", "evolution", "reno", "langevin", "carinox", "carinox-paper"]
-Prior = Literal["log-norm", "kl", "spectrum", "concentration"]
 
 # What a setting left at None means to each method: the papers' values where they have one.
 METHOD_DEFAULTS: dict[str, dict[str, Any]] = {
@@ -40,9 +39,7 @@ class OptimizeConfig:
     category: str | None = None
     """The prompt's category, in place of the one its words tell."""
     regularizer: float = 0.01
-    """Weight of the noise's prior."""
-    prior: Prior = "log-norm"
-    """Prior of the noise: log-norm, kl, spectrum or concentration."""
+    """Weight of the noise's prior, which keeps its length."""
     clip: float = 0.1
     """L2 bound on each term's gradient; 0 leaves it."""
     explore_share: float | None = None

@@ -69,7 +69,9 @@ def record_resume(folder: Path, config: Any, step: int) -> None:
         changed = {
             name: value
             for name, value in former["config"].items()
-            if name not in _PLACE and described["config"].get(name) != value
+            if name in described["config"]
+            and name not in _PLACE
+            and described["config"][name] != value
         }
         part = {name: former.get(name) for name in ("started", "arguments", "git_commit")}
         part |= {"until_step": step, "config": changed}

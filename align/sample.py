@@ -35,7 +35,6 @@ def sample(
     noise: Float[Tensor, "b c h w"],
     *,
     num_inference_steps: int,
-    timesteps: list[int] | None = None,
     grad_steps: GradSteps = 0,
     eta: float = 0.0,
     generator: Generators = None,
@@ -47,7 +46,7 @@ def sample(
 
     The graph is kept through the last `grad_steps` steps ("all": through all, and to `noise`);
     the steps before run without gradient. The scheduler is copied, so a run leaves no state.
-    `generator` reaches schedulers that take it; `timesteps` replaces the spacing.
+    `generator` reaches schedulers that take it.
     `on_step(index, timestep, latents)` is called after each call of the denoiser. `start` and
     `stop` run a part: the result is the latents before call `stop`, and with `start`, 0 too,
     `noise` is the latents before that call, and no noise.
@@ -58,9 +57,7 @@ def sample(
     """
     check_steps(num_inference_steps, grad_steps, eta)
     scale = denoise.latent_scale if isinstance(denoise, Denoiser) else 1.0
-    scheduler, schedule = prepare_scheduler(
-        denoise, scheduler, num_inference_steps, noise.device, timesteps
-    )
+    scheduler, schedule = prepare_scheduler(denoise, scheduler, num_inference_steps, noise.device)
     begin = start or 0
     enter_at(scheduler, begin, len(schedule))
     steps = step_of_calls(scheduler, len(schedule), num_inference_steps)
@@ -72,7 +69,7 @@ def sample(
             f"{num_inference_steps} steps and would cut it off; use grad_steps='all'"
         )
     if torch.is_grad_enabled() and kept:
-        check_differentiable(denoise, scheduler, num_inference_steps, timesteps)
+        check_differentiable(denoise, scheduler, num_inference_steps)
     extra = step_arguments(scheduler, eta, generator)
     x0_only = isinstance(denoise, Denoiser) and denoise.one_step_x0 and len(schedule) == 1
 
@@ -103,7 +100,6 @@ def generate(
     generator: Generators = None,
     latents: Float[Tensor, "b ..."] | None = None,
     num_inference_steps: int | None = None,
-    timesteps: list[int] | None = None,
     guidance_scale: float | None = None,
     eta: float = 0.0,
     height: int | None = None,
@@ -125,8 +121,7 @@ def generate(
     finite, as damaged weights and overflows make them.
     """
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-    steps = len(timesteps) if timesteps else num_inference_steps
-    steps = default_steps(pipe) if steps is None else steps
+    steps = default_steps(pipe) if num_inference_steps is None else num_inference_steps
     check_steps(steps, grad_steps, eta)
     if seed is not None and generator is not None:
         raise ValueError("seed and generator are both given; give one of them")
@@ -155,7 +150,6 @@ def generate(
             pipe.scheduler,
             noise,
             num_inference_steps=steps,
-            timesteps=timesteps,
             grad_steps=grad_steps,
             eta=eta,
             generator=generator,
@@ -210,18 +204,14 @@ def prepare_scheduler(
     scheduler: Any,
     num_inference_steps: int,
     device: torch.device,
-    timesteps: list[int] | None = None,
 ) -> tuple[Any, Tensor]:
     """A fresh copy of the scheduler, set for this many steps, and the timesteps to visit."""
     fresh = copy_scheduler(scheduler)
 
     def schedule() -> Tensor:
         if isinstance(denoise, Denoiser):
-            return denoise.set_timesteps(fresh, num_inference_steps, device, timesteps)
-        if timesteps is not None:
-            fresh.set_timesteps(timesteps=timesteps, device=device)
-        else:
-            fresh.set_timesteps(num_inference_steps, device=device)
+            return denoise.set_timesteps(fresh, num_inference_steps, device)
+        fresh.set_timesteps(num_inference_steps, device=device)
         return fresh.timesteps
 
     return fresh, set_timesteps(fresh, schedule, num_inference_steps)
@@ -246,15 +236,13 @@ def check_differentiable(
     denoise: Callable[[Tensor, Tensor], Tensor],
     scheduler: Any,
     num_inference_steps: int,
-    timesteps: list[int] | None,
 ) -> None:
     """Raise ValueError naming a scheduler whose step gives the model output no gradient.
 
     Found out by trying: a copy takes its first two steps on tiny tensors.
     """
-    probe, schedule = prepare_scheduler(
-        denoise, scheduler, num_inference_steps, torch.device("cpu"), timesteps
-    )
+    cpu = torch.device("cpu")
+    probe, schedule = prepare_scheduler(denoise, scheduler, num_inference_steps, cpu)
     outputs = torch.full((2, 1, 1, 2, 2), 0.1, requires_grad=True)
     extra = step_arguments(probe, 0.0, torch.Generator().manual_seed(0))
     latents, reason = torch.full((1, 1, 2, 2), 0.1), "the gradient it gives is zero or not finite"

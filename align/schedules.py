@@ -158,9 +158,7 @@ def check_schedule(
     fresh, size = copy_scheduler(pipe.scheduler), latent_shape(pipe, height, width)[1:]
     check_eta(fresh, eta)
     make, device = family_of(pipe).set_timesteps, torch.device("cpu")
-    schedule: Tensor = set_timesteps(
-        fresh, lambda: make(pipe, fresh, steps, device, None, size), steps
-    )
+    schedule: Tensor = set_timesteps(fresh, lambda: make(pipe, fresh, steps, device, size), steps)
     return step_of_calls(fresh, len(schedule), steps)
 
 

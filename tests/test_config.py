@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from align.arguments import parse
-from align.checks import choices, from_dict, to_dict
+from align.checks import REMOVED, choices, from_dict, to_dict
 from align.config import (
     GenerateConfig,
     LoraFilesConfig,
@@ -17,7 +17,7 @@ from align.config import (
     OptimizeRunConfig,
     TrainConfig,
 )
-from align.nar.config import NarTrainConfig
+from align.nar.config import NarAlignConfig, NarTrainConfig
 from align.presets import PRESETS
 
 KINDS = [GenerateConfig, LoraFilesConfig, OptimizeConfig, OptimizeRunConfig, TrainConfig]
@@ -127,6 +127,17 @@ def test_resume_implies_out():
 def test_foreign_values(values, error, message):
     with pytest.raises(error, match=message):
         from_dict(TrainConfig, values)
+
+
+@pytest.mark.parametrize("kind", [NarAlignConfig, OptimizeConfig, OptimizeRunConfig])
+def test_saved_runs_may_name_removed_settings_at_their_former_defaults(kind):
+    former = REMOVED[kind.__name__]
+    assert not former.keys() & to_dict(kind()).keys()
+    saved = to_dict(kind(seed=3)) | former
+    assert from_dict(kind, saved) == kind(seed=3)
+    for name in former:
+        with pytest.raises(ValueError, match=f"{name} is 'x', but that setting was removed"):
+            from_dict(kind, saved | {name: "x"})
 
 
 def test_given_values_win_over_a_preset_even_where_they_are_the_default():

@@ -177,6 +177,22 @@ def test_links_lead_somewhere(page):
             assert ((ROOT / page).parent / link).exists(), f"{page}: {link}"
 
 
+def headings(page):
+    """The anchors of a page's headings, as GitHub and Sphinx make them."""
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    titles = re.findall(r"^#{1,3} (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_anchors_are_headings(page):
+    for target, anchor in re.findall(
+        r"\]\(((?!http)[^)#\s]*)#([\w-]+)\)", (ROOT / page).read_text(encoding="utf-8")
+    ):
+        linked = (ROOT / page).parent / target if target else ROOT / page
+        assert anchor in headings(linked), f"{page}: {target}#{anchor}"
+
+
 def test_paths_in_code_spans_exist():
     """`scripts/…`, `tests/…`, `align/….py` and `docs/…` that the pages name are in the tree."""
     for page in PAGES:

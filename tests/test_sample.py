@@ -118,13 +118,6 @@ def test_distilled_models_take_one_step_without_guidance():
     torch.testing.assert_close(images, expected, atol=1e-4, rtol=0)
 
 
-def test_custom_timesteps():
-    pipe = with_scheduler(tiny_pipeline("sd"), "EulerDiscreteScheduler")
-    same_as_own(pipe, timesteps=[900, 500, 20])
-    with pytest.raises(ValueError, match=r"DDIMScheduler takes a number of steps, not timesteps"):
-        generate(tiny_pipeline("sd"), PROMPTS, timesteps=[900, 500])
-
-
 def test_seed_makes_image_i_from_its_own_generator():
     pipe = tiny_pipeline("sd")
     both = generate(pipe, PROMPTS, seed=10, num_inference_steps=2, eta=1.0)

@@ -16,6 +16,7 @@ from align.run import read_metrics
 from align.train import train
 from align.training import memory, runs
 from align.training.update import Diverged
+from tests.nar.fit_helpers import nan_gradient
 
 
 @pytest.fixture
@@ -51,17 +52,8 @@ def test_a_reward_that_is_no_number_stops_and_saves(tmp_path, value):
 
 
 def test_a_gradient_that_is_no_number_stops_before_the_weights_change(tmp_path):
-    class Cliff(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x):
-            return x.clone()
-
-        @staticmethod
-        def backward(ctx, grad):
-            return grad * float("nan")
-
     with pytest.raises(Diverged, match=r"stopped at step 2: the gradient's norm is nan"):
-        run(tmp_path, reward=Faulty(2, Cliff.apply))
+        run(tmp_path, reward=Faulty(2, nan_gradient))
     assert (tmp_path / "run" / "checkpoints" / "step-1").is_dir()
 
 

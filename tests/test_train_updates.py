@@ -18,20 +18,9 @@ from align.training.regularize import RunningScale
 from align.training.session import open_session
 from align.training.stopping import Diverged
 from align.training.update import batch_loss, train_step
+from tests.nar.fit_helpers import nan_gradient
 
 DPO = {"method": "dpo", "group_size": 4, "batch_size": 8, "pair_timesteps": 2}
-
-
-class NoGradient(torch.autograd.Function):
-    """The identity, with gradients that are no numbers."""
-
-    @staticmethod
-    def forward(ctx, x):
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx, grad):
-        return grad * float("nan")
 
 
 def scaled_session(folder, reward, **changes):
@@ -48,7 +37,7 @@ def scaled_session(folder, reward, **changes):
 
 def test_a_gradient_that_is_never_a_number_ends_a_run_with_a_scaler(tmp_path):
     session = scaled_session(
-        tmp_path, lambda x, p: NoGradient.apply(brightness(x, p)), num_inference_steps=1,
+        tmp_path, lambda x, p: nan_gradient(brightness(x, p)), num_inference_steps=1,
         lr_schedule="linear", steps=100, ema_decay=0.5,
     )  # fmt: skip
     before = weights(session.pipe)
@@ -67,7 +56,7 @@ def test_a_skipped_step_is_no_step(tmp_path):
     def reward(images, prompts):
         calls.append(len(calls))
         scores = brightness(images, prompts)
-        return NoGradient.apply(scores) if calls[-1] == 1 else scores
+        return nan_gradient(scores) if calls[-1] == 1 else scores
 
     settings = {"num_inference_steps": 1, "lr_schedule": "linear", "steps": 4, "ema_decay": 0.5}
     session = scaled_session(tmp_path, reward, **settings)

@@ -74,8 +74,8 @@ class EvaluateConfig(EvaluationConfig):
     """A benchmark over prompts, with a judge that was not optimized, intervals and pictures."""
 
     methods: str = "base"
-    """base, lora=DIR, bon=N, reno, carinox, nar, nar=DIR, nar-bon, … joined by commas;
-    lora=DIR+bon=N combines."""
+    """base, lora=DIR, bon=N, reno, carinox, nar, nar=DIR, … joined by commas; lora=DIR+bon=N
+    combines."""
     num_images: int = 4
     """Images per prompt and method."""
     budget: str | None = None
@@ -92,7 +92,7 @@ class CompareConfig(EvaluationConfig):
     """Methods side by side at equal budgets: same prompts and seeds, paired differences."""
 
     methods: str = "base,bon"
-    """base, lora=DIR, bon, reno, carinox, nar, nar=DIR, nar-bon, … joined by commas; lora=DIR+bon
+    """base, lora=DIR, bon, reno, carinox, nar, nar=DIR, … joined by commas; lora=DIR+bon
     combines."""
     budget: str = "1images,4images,16images"
     """What one image may cost: 30s, 200nfe or 64images; several, joined by commas, give curves."""

@@ -7,7 +7,7 @@ reno, carinox, carinox-paper, langevin, zero-order, evolution
                 `align.optimize`, from the noises of the seed
 nar, nar=DIR    one picture by neighboring-autoregressive decoding, by its own settings; DIR is a
                 model, or the LoRA of an `align nar align` run
-nar-bon, nar-bon=16, nar-bon=DIR, nar=DIR+bon=16
+nar+bon=16, nar=DIR+bon
                 best of N of those
 """
 
@@ -23,7 +23,7 @@ from torch import Tensor
 from align.budget import Budget
 from align.checks import one_of
 from align.config import OptimizeConfig
-from align.evaluation.nar_methods import DEFAULT, nar_source, nar_spending
+from align.evaluation.nar_methods import nar_source, nar_spending
 from align.evaluation.pricing import Task, candidates, draw, priced, score
 from align.evaluation.spending import Spent, spending_of
 from align.noise_opt import optimize
@@ -33,7 +33,7 @@ from align.sample import candidate_seeds
 
 OPTIMIZERS = tuple(name for name in get_args(OptimizeMethod) if name != "bon")
 SEARCHES = ("bon", *OPTIMIZERS)
-NAMES = ("base", "lora=DIR", *SEARCHES, "nar", "nar-bon")
+NAMES = ("base", "lora=DIR", *SEARCHES, "nar", "nar=DIR+bon")
 
 
 @dataclass(frozen=True)
@@ -101,17 +101,18 @@ def _parse_method(label: str) -> Method:
         name, equals, value = part.strip().partition("=")
         if name == "lora" and value:
             loras.append(value)
-        elif name in ("nar", "nar-bon") and not (name == "nar-bon" and value.isdigit()):
+        elif name == "nar":
             nar, more = nar_source(value)
             loras += more
-            search = "bon" if name == "nar-bon" else search
-        elif name in ("bon", "nar-bon") and equals:
+        elif name == "bon" and equals:
             if not value.isdigit() or int(value) < 1:
                 raise ValueError(f"method {label!r}: bon={value} must be a whole number from 1")
             search, count = "bon", int(value)
-            nar = DEFAULT if name == "nar-bon" else nar
         elif name in ("base", *SEARCHES) and not equals:
             search = name
+        elif name == "nar-bon":  # a run.json of before
+            now = f"nar+bon={value}" if value.isdigit() else f"nar{equals}{value}+bon"
+            raise ValueError(f"there is no method {part.strip()!r} any more; it is called {now}")
         else:
             raise ValueError(f"there is no method {part.strip()!r}; {one_of(name, NAMES)}")
     if nar is not None and search not in ("base", "bon"):

@@ -30,19 +30,10 @@ def set_timesteps(
     scheduler: Any,
     num_inference_steps: int,
     device: torch.device,
-    timesteps: list[int] | None,
     latent_size: tuple[int, int],
 ) -> Tensor:
-    """Prepare the scheduler for a run and return the timesteps to visit.
-
-    Raises ValueError where `timesteps` are given and the scheduler has a fixed spacing.
-    """
-    if timesteps is None:
-        scheduler.set_timesteps(num_inference_steps, device=device)
-    elif "timesteps" in inspect.signature(scheduler.set_timesteps).parameters:
-        scheduler.set_timesteps(timesteps=timesteps, device=device)
-    else:
-        raise ValueError(f"{type(scheduler).__name__} takes a number of steps, not timesteps")
+    """Prepare the scheduler for a run and return the timesteps to visit."""
+    scheduler.set_timesteps(num_inference_steps, device=device)
     return scheduler.timesteps
 
 
@@ -51,12 +42,6 @@ def default_size(pipe: Any) -> tuple[int, int]:
     size, factor = denoiser_module(pipe).config.sample_size, pipe.vae_scale_factor
     high, wide = (size, size) if isinstance(size, int) else size
     return high * factor, wide * factor
-
-
-def refuse_timesteps(pipe: Any, timesteps: list[int] | None) -> None:
-    """Raise ValueError where timesteps are asked of a pipeline that spaces them itself."""
-    if timesteps is not None:
-        raise ValueError(f"{type(pipe).__name__} takes a number of steps, not timesteps")
 
 
 def image_shift(scheduler: Any, latent_size: tuple[int, int], max_shift: float) -> float:

@@ -17,7 +17,6 @@ from align.families.family import (
     Forward,
     call_default,
     image_shift,
-    refuse_timesteps,
 )
 from align.families.sd3 import JOINT_LAYERS
 
@@ -71,10 +70,8 @@ def set_timesteps(
     scheduler: Any,
     num_inference_steps: int,
     device: torch.device,
-    timesteps: list[int] | None,
     latent_size: tuple[int, int],
 ) -> Tensor:
-    refuse_timesteps(pipe, timesteps)
     spacing: dict[str, Any] = {
         "sigmas": np.linspace(1.0, 1 / num_inference_steps, num_inference_steps)
     }

@@ -74,12 +74,12 @@ def pixart_timesteps(
     scheduler: Any,
     num_inference_steps: int,
     device: torch.device,
-    timesteps: list[int] | None,
     latent_size: tuple[int, int],
 ) -> Tensor:
-    if timesteps is None and num_inference_steps == 1 and is_distilled(pipe):
-        timesteps = [DMD_TIMESTEP]
-    return set_timesteps(pipe, scheduler, num_inference_steps, device, timesteps, latent_size)
+    if num_inference_steps == 1 and is_distilled(pipe):
+        scheduler.set_timesteps(timesteps=[DMD_TIMESTEP], device=device)
+        return scheduler.timesteps
+    return set_timesteps(pipe, scheduler, num_inference_steps, device, latent_size)
 
 
 SIGMA = Family(name="PixArt", encode=encode, make_forward=make_forward, latent_patch=2)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from align.families.family import Embeds, Family, Forward, call_default, refuse_timesteps
+from align.families.family import Embeds, Family, Forward, call_default
 
 
 def encode(
@@ -94,10 +94,8 @@ def set_sprint_timesteps(
     scheduler: Any,
     num_inference_steps: int,
     device: torch.device,
-    timesteps: list[int] | None,
     latent_size: tuple[int, int],
 ) -> Tensor:
-    refuse_timesteps(pipe, timesteps)
     scheduler.set_timesteps(
         num_inference_steps,
         device=device,

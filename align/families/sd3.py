@@ -12,7 +12,6 @@ from align.families.family import (
     Forward,
     call_default,
     image_shift,
-    refuse_timesteps,
 )
 
 JOINT_LAYERS = ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")  # the text's side
@@ -61,10 +60,8 @@ def set_timesteps(
     scheduler: Any,
     num_inference_steps: int,
     device: torch.device,
-    timesteps: list[int] | None,
     latent_size: tuple[int, int],
 ) -> Tensor:
-    refuse_timesteps(pipe, timesteps)
     shift = {}
     if scheduler.config.get("use_dynamic_shifting"):
         shift = {"mu": image_shift(scheduler, latent_size, max_shift=1.16)}

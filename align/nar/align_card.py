@@ -21,7 +21,6 @@ def model_card(config: NarAlignConfig, report: dict[str, Any]) -> str:
         "prompts": c.prompts or "the model's default set",
         "updates": report["steps"],
         "images per update": f"{c.batch_size} in groups of {c.group_size}",
-        "optimizer steps per update": c.inner_updates,
         "learning rate": f"{c.learning_rate:g} ({c.lr_schedule})",
         "LoRA": f"rank {c.lora_rank}, alpha {c.lora_alpha or c.lora_rank:g}",
         "policy": f"temperature {c.temperature:g}, guidance {c.guidance_scale:g}, no truncation",

@@ -28,17 +28,8 @@ class NarAlignConfig:
     """Images of a prompt in an update, which are compared with each other."""
     micro_batch_size: int | None = 16
     """Images per forward pass with gradient."""
-    inner_updates: int = 1
-    """Optimizer steps on the images of an update; from 2 on the ratio is clipped."""
-    clip_range: float = 0.2
-    """The ratio of new to old probability counts up to 1 +- this (grpo)."""
     normalize_std: bool = True
     """Divide a group's advantages by its standard deviation (grpo)."""
-    gae_lambda: float | None = None
-    """Credit each wavefront with what the reward of the picture as far as it is drawn rises by from
-    there on, later rises by powers of this; default: all tokens alike (grpo)."""
-    value_points: int = 15
-    """How often an unfinished picture is scored for gae_lambda."""
     kl_weight: float = 0.01
     """Weight of the divergence from the base model, in nats per token (grpo)."""
     beta: float = 0.1
@@ -101,16 +92,15 @@ class NarAlignConfig:
 
     def __post_init__(self) -> None:
         """Raise ValueError where a value is out of range."""
-        counts = ("steps", "batch_size", "micro_batch_size", "inner_updates", "lora_rank")
+        counts = ("steps", "batch_size", "micro_batch_size", "lora_rank")
         check(self, at_least_1=(*counts, "judge_every", "judge_images", "patience"))
-        check(self, at_least_1=("keep_checkpoints", "guidance_scale", "value_points"))
+        check(self, at_least_1=("keep_checkpoints", "guidance_scale"))
         check(
             self,
             positive=("learning_rate", "lora_alpha", "max_minutes", "beta", "temperature"),
             not_negative=("kl_weight", "weight_decay", "warmup_steps", "max_grad_norm"),
         )
-        check(self, positive=("clip_range",), not_negative=("sample_every", "checkpoint_every"))
-        check(self, unit=("gae_lambda",))
+        check(self, not_negative=("sample_every", "checkpoint_every"))
         if self.group_size < 2:
             raise ValueError(
                 f"group_size is {self.group_size}; it must be at least 2, as the images of a "
@@ -121,8 +111,6 @@ class NarAlignConfig:
                 f"batch_size is {self.batch_size}; it must be a multiple of group_size, which is "
                 f"{self.group_size}"
             )
-        if self.gae_lambda is not None and self.method != "grpo":
-            raise ValueError("gae_lambda is for method grpo; dpo credits pictures as a whole")
         if self.lora_targets == ():
             raise ValueError("lora_targets is empty; name at least one layer, such as qkv")
         imply_out(self)

@@ -23,11 +23,10 @@ from align.lora import add_lora
 from align.models import torch_device
 from align.nar.align_card import model_card
 from align.nar.config import NarAlignConfig
-from align.nar.credit import scores_of_unfinished
 from align.nar.generate import generate_ids
 from align.nar.layers import lay_out_for_decoding
 from align.nar.load import load_nar_pipeline
-from align.nar.losses import inner_update
+from align.nar.losses import step_on
 from align.nar.pipeline import POLICY_KEY
 from align.precision import fast_bfloat16
 from align.processes import open_accelerator
@@ -103,7 +102,6 @@ class Sampled:
     mask: Bool[Tensor, "b t"] | None
     terms: dict[str, Float[Tensor, " b"]]
     scores: Float[Tensor, " b"]
-    unfinished: Float[Tensor, "b points"] | None  # scores of the pictures as far as drawn
 
 
 def align_nar(
@@ -239,13 +237,7 @@ def sample_groups(session: NarSession, update: int) -> Sampled:
         if not score.isfinite().all():
             raise Diverged(f"reward {name} is {score[~score.isfinite()][0].item()}")
     scores = session.reward.combine(terms).to(images.device)
-    unfinished = None
-    if c.method == "grpo" and c.gae_lambda is not None:
-        order = pipe.transformer.order
-        unfinished = scores_of_unfinished(
-            session.reward, images, prompts, metadata, order, c.value_points
-        )
-    return Sampled(ids, condition, mask, terms, scores, unfinished)
+    return Sampled(ids, condition, mask, terms, scores)
 
 
 def align_step(
@@ -253,11 +245,11 @@ def align_step(
 ) -> dict[str, Any]:
     """One update: draw groups, score them, step the optimizer; its record for metrics.jsonl.
 
-    The weights are untouched if it raises before the first optimizer step: Diverged for what is
-    not finite, Interrupted once `stop_asked()` in any process.
+    The weights are untouched if it raises: Diverged for what is not finite, Interrupted once
+    `stop_asked()` in any process.
     """
     c, started, accelerator = session.config, time.perf_counter(), session.accelerator
-    learning_rate, old, figures = session.optimizer.param_groups[0]["lr"], [], []
+    learning_rate = session.optimizer.param_groups[0]["lr"]
     with seeded(image_seed("update", c.seed, update, accelerator.process_index)):
         fault, sampled = None, None
         try:
@@ -266,8 +258,7 @@ def align_step(
             fault = error
         agree(accelerator, fault, stop_asked())
         assert sampled is not None  # agree has raised otherwise
-        for _ in range(c.inner_updates):
-            figures.append(inner_update(session, sampled, old))
+        figures = step_on(session, sampled)
     session.schedule.step()
     gather: Any = accelerator.gather
     everyone = gather(sampled.scores)
@@ -277,8 +268,7 @@ def align_step(
         "terms": {name: gather(score).mean().item() for name, score in sampled.terms.items()},
         "flat_groups": flat_share(session, everyone, c.group_size),
     }
-    for name in figures[0]:
-        values = torch.tensor([f[name] for f in figures], device=accelerator.device)
-        record[name] = gather(values).mean().item()
+    for name, value in figures.items():
+        record[name] = gather(torch.tensor([value], device=accelerator.device)).mean().item()
     seconds = time.perf_counter() - started
     return {"step": update + 1, **record, "lr": learning_rate, "seconds": seconds}

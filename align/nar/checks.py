@@ -6,10 +6,9 @@ from torch import Tensor
 
 from align.nar.grid import ORDERS
 
-FUSIONS = ("mean", "scalar", "gate", "horizontal", "vertical")
 _CHOICES = {
     "condition": ("class", "text"),
-    "fusion": FUSIONS,
+    "fusion": ("mean", "scalar", "gate"),
     "position": ("rope", "learned"),
     "cond_rope": ("zero", "identity"),
     "null_mask": ("prompt", "full"),
@@ -27,9 +26,6 @@ def check_config(config: Any) -> None:
         raise ValueError(f"width {width} must be an even multiple of num_heads {heads}")
     if not 0 <= config["branch_depth"] <= layers:
         raise ValueError(f"branch_depth {config['branch_depth']}: must be 0 to num_layers {layers}")
-    if config["fusion"] in ("horizontal", "vertical") and len(config["grid_shape"]) != 2:
-        allowed = ", ".join(FUSIONS[:3])
-        raise ValueError(f"fusion {config['fusion']!r} is for images; clips take {allowed}")
 
 
 def check_condition(model: Any, condition: Tensor, mask: Tensor | None = None) -> None:

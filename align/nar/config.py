@@ -178,7 +178,7 @@ class NarTrainConfig:
     """Attention heads."""
     branch_depth: int = 0
     """Trunk blocks before the end at which the second head's block branches off (0: stacked)."""
-    fusion: Literal["mean", "scalar", "gate", "horizontal", "vertical"] = "mean"
+    fusion: Literal["mean", "scalar", "gate"] = "mean"
     """How the heads' logits are mixed."""
     decoding: Literal["wavefront", "raster", "parallel"] = "wavefront"
     """NAR's order, or a baseline: raster, or PAR-4x."""
@@ -257,8 +257,6 @@ class NarTrainConfig:
         check(self, unit=("dropout", "condition_dropout", "ema_decay"))
         if self.grid is not None:
             parse_grid(self.grid)
-        if self.decoding != "wavefront" and self.fusion in ("horizontal", "vertical"):
-            raise ValueError(f"fusion {self.fusion} needs two heads; {self.decoding} has one")
         imply_out(self)
 
 

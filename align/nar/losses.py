@@ -7,13 +7,11 @@ import torch
 from torch import Tensor
 
 from align.lora import lora_disabled
-from align.nar.credit import generalized_advantages, values_of
 from align.nar.policy import (
     best_and_worst,
     divergence,
     dpo_loss,
     group_advantages,
-    group_deviation,
     grpo_loss,
     policy_logits,
     token_log_probs,
@@ -22,20 +20,18 @@ from align.training.optimizer import step_optimizer
 from align.training.stopping import Diverged, agree
 
 
-def inner_update(session: Any, sampled: Any, old: list[Tensor]) -> dict[str, float]:
+def step_on(session: Any, sampled: Any) -> dict[str, float]:
     """Forward, backward and a step; returns what to log, the mean over this process's images.
 
     Args:
         session, sampled: `align.nar.alignment.NarSession` and its `Sampled` images.
-        old: log-probabilities of the parts under the policy that drew them; filled by the first
-            step on these images, read by the further ones.
 
     Raises Diverged, before the weights change, where the loss or the gradient is not finite.
     """
     c, accelerator = session.config, session.accelerator
     session.optimizer.zero_grad()
     backward = grpo_backward if c.method == "grpo" else dpo_backward
-    figures = backward(session, sampled, old)
+    figures = backward(session, sampled)
     value = figures["loss"]
     agree(accelerator, None if math.isfinite(value) else Diverged(f"the loss is {value}"), False)
     for parameter in session.parameters:
@@ -65,31 +61,14 @@ def base_logits_of(session: Any, sampled: Any, rows: Tensor) -> Tensor:
         return logits_of(session, sampled, rows)
 
 
-def token_advantages(session: Any, sampled: Any) -> Tensor:
-    """Advantages that broadcast over (b, n): a picture's own, or by `gae_lambda` each token's."""
-    c = session.config
-    advantages = group_advantages(sampled.scores, c.group_size, c.normalize_std)
-    if sampled.unfinished is None:
-        return advantages[:, None]
-    unfinished = sampled.unfinished
-    if c.normalize_std:
-        unfinished = unfinished / group_deviation(sampled.scores, c.group_size)[:, None]
-    values = values_of(unfinished, advantages, c.group_size, gather=session.accelerator.gather)
-    order = session.pipe.transformer.order
-    return generalized_advantages(values, advantages, order, c.gae_lambda)
-
-
-def grpo_backward(session: Any, sampled: Any, old: list[Tensor]) -> dict[str, float]:
-    """Accumulate the gradient of the clipped policy gradient and the divergence from the base."""
+def grpo_backward(session: Any, sampled: Any) -> dict[str, float]:
+    """Accumulate the gradient of the policy gradient's loss and the divergence from the base."""
     c, count = session.config, len(sampled.ids)
-    advantages = token_advantages(session, sampled)
-    totals = {"loss": 0.0, "kl": 0.0, "clipped": 0.0}
-    for number, rows in enumerate(torch.arange(count).split(c.micro_batch_size or count)):
+    advantages = group_advantages(sampled.scores, c.group_size, c.normalize_std)
+    totals = {"loss": 0.0, "kl": 0.0}
+    for rows in torch.arange(count).split(c.micro_batch_size or count):
         logits = logits_of(session, sampled, rows)
-        log_probs = token_log_probs(logits, sampled.ids[rows])
-        if number == len(old):
-            old.append(log_probs.detach())
-        losses, clipped = grpo_loss(log_probs, old[number], advantages[rows], c.clip_range)
+        losses = grpo_loss(token_log_probs(logits, sampled.ids[rows]), advantages[rows])
         kl = torch.zeros_like(losses)
         if c.kl_weight:
             kl = divergence(logits, base_logits_of(session, sampled, rows)).mean(1)
@@ -97,13 +76,12 @@ def grpo_backward(session: Any, sampled: Any, old: list[Tensor]) -> dict[str, fl
         loss.backward()
         totals["loss"] += float(loss.detach())
         totals["kl"] += float(kl.detach().sum()) / count
-        totals["clipped"] += float(clipped.sum()) / count
     if not c.kl_weight:
         del totals["kl"]
     return totals
 
 
-def dpo_backward(session: Any, sampled: Any, old: list[Tensor]) -> dict[str, float]:
+def dpo_backward(session: Any, sampled: Any) -> dict[str, float]:
     """Accumulate the gradient of DPO on the best and the worst of every group.
 
     `kl` is the estimate of the divergence per token by the images at hand, best and worst.

@@ -47,8 +47,8 @@ class NARTransformer2DModel(ModelMixin, ConfigMixin):
         null_mask: mask of the unconditional half, the "prompt"'s own (as published) or "full".
         branch_depth: trunk blocks before the end at which the further heads' blocks branch off;
             0 stacks them on the trunk one after another, as the published checkpoints do.
-        fusion: how the heads' logits are mixed: "mean", "scalar" (a learned weight per head),
-            "gate" (weights per token), or one head alone wherever it has a neighbour.
+        fusion: how the heads' logits are mixed: "mean", "scalar" (a learned weight per head) or
+            "gate" (weights per token).
         position: "rope" or "learned" (a table over condition and grid, in raster order).
         cond_rope: rotary table of condition positions, "zero" (as published) or "identity".
         decoding: "wavefront", or the baselines "raster" and "parallel" (PAR-4x), which have one
@@ -164,15 +164,6 @@ class NARTransformer2DModel(ModelMixin, ConfigMixin):
             self._tables[device] = {name: table.to(device) for name, table in tables.items()}
         return self._tables[device]
 
-    def _used(self, available: Bool[Tensor, "heads k"]) -> Bool[Tensor, "heads k"]:
-        """The heads that mixing may use: all there are, or one alone where it has a neighbour."""
-        if self.config.fusion not in ("horizontal", "vertical") or self.num_predictors == 1:
-            return available
-        chosen = 0 if self.config.fusion == "horizontal" else 1
-        only = torch.zeros_like(available)
-        only[chosen] = True
-        return available & (only | ~available[chosen])
-
     # --- network -------------------------------------------------------------------------------
 
     def embed_slots(self, ids: Int[Tensor, "b n"], slots: Int[Tensor, " k"]) -> Tensor:
@@ -229,7 +220,7 @@ class NARTransformer2DModel(ModelMixin, ConfigMixin):
         self, normed: list[Float[Tensor, "b k d"]], available: Bool[Tensor, "heads k"]
     ) -> Float[Tensor, "heads #b k"]:
         """Non-negative weights that sum to one over the heads that have a neighbour."""
-        used = self._used(available)[:, None]  # (heads, 1, k)
+        used = available[:, None]  # (heads, 1, k)
         if self.config.fusion == "scalar":
             scores = self.head_scores.float()[:, None, None]
         elif self.config.fusion == "gate":

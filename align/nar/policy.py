@@ -3,9 +3,10 @@
 A picture's log-probability is the sum of its tokens', and one teacher-forced pass gives them all.
 Neither paper is about pictures; what is taken over, and where this departs from it:
 
-- GRPO (DeepSeekMath, arXiv 2402.03300, equation 3): advantages normalized within a group, the
-  clipped ratio of PPO per token, mean over the tokens. The divergence from the base is not the
-  estimate of their equation 4 but exact at every visited state, as all logits are at hand.
+- GRPO (DeepSeekMath, arXiv 2402.03300, equation 3): advantages normalized within a group, mean
+  over the tokens. Every picture is used once, so the ratio to the policy that drew it is 1 and is
+  never clipped. The divergence from the base is not the estimate of their equation 4 but exact at
+  every visited state, as all logits are at hand.
 - DPO (arXiv 2305.18290, equation 7): of a group the best and the worst picture are a pair. The
   pictures come from the present policy, so the preferences stay on its own distribution.
 """
@@ -60,16 +61,12 @@ def group_advantages(
     A group whose scores are all alike teaches nothing: its advantages are 0.
     """
     groups = scores.view(-1, group_size)
-    centred = (groups - groups.mean(1, keepdim=True)).flatten()
-    return centred / group_deviation(scores, group_size) if normalize_std else centred
-
-
-def group_deviation(scores: Float[Tensor, " b"], group_size: int) -> Float[Tensor, " b"]:
-    """The standard deviation of each score's group; infinite where its scores are all alike."""
-    groups = scores.view(-1, group_size)
-    deviation = groups.std(1)
-    alike = deviation <= 1e-6 * groups.abs().amax(1)
-    return torch.where(alike, torch.inf, deviation).repeat_interleave(group_size)
+    centred = groups - groups.mean(1, keepdim=True)
+    if normalize_std:
+        deviation = groups.std(1, keepdim=True)
+        alike = deviation <= 1e-6 * groups.abs().amax(1, keepdim=True)
+        centred = centred / torch.where(alike, torch.inf, deviation)
+    return centred.flatten()
 
 
 def divergence(
@@ -81,17 +78,11 @@ def divergence(
 
 
 def grpo_loss(
-    log_probs: Float[Tensor, "b n"],
-    old_log_probs: Float[Tensor, "b n"],
-    advantages: Float[Tensor, "b #n"],
-    clip_range: float,
-) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
-    """(loss, share of clipped tokens) of each picture; the loss is a mean over its tokens."""
-    ratio = (log_probs - old_log_probs).exp()
-    bounded = ratio.clamp(1 - clip_range, 1 + clip_range)
-    kept = torch.minimum(ratio * advantages, bounded * advantages)
-    clipped = (bounded * advantages < ratio * advantages).to(log_probs.dtype)
-    return -kept.mean(1), clipped.detach().mean(1)
+    log_probs: Float[Tensor, "b n"], advantages: Float[Tensor, " b"]
+) -> Float[Tensor, " b"]:
+    """The loss of each picture, a mean over its tokens, by the policy that drew it."""
+    ratio = (log_probs - log_probs.detach()).exp()  # 1, with the gradient of log_probs
+    return -(ratio * advantages[:, None]).mean(1)
 
 
 def dpo_loss(

@@ -218,7 +218,7 @@ def _setup(
         explore_share=explore_share,
         weights=weights.to(pipe._execution_device),
         pull=pull,
-        prior=prior_gradient(config.prior, config.regularizer),
+        prior=prior_gradient(config.regularizer),
         draw=draw,
         # another seed, or its first draw would be the first candidate's noise once more
         fresh=torch.Generator().manual_seed(

@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from align.checks import to_dict
+from align.checks import to_dict, without_removed
 from align.files import clear_disk_errors, write_atomic
 from align.prompts import PromptSet
 from align.run import read_metrics, record_resume
@@ -216,6 +216,7 @@ def check_identity(
     config: Any, state: dict[str, Any], run: Path, *, identity: Sequence[str] = IDENTITY
 ) -> None:
     """Raise ValueError naming what differs between a checkpoint and this run."""
+    without_removed(type(config), state["settings"])
     for name, value in _settings(config, identity).items():
         if state["identity"].get(name) != value:
             raise ValueError(

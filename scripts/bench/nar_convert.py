@@ -16,8 +16,25 @@ import random
 import shlex
 from pathlib import Path
 
-from nar_heads import held_out_loss
+import torch
+import torch.nn.functional as F
 from nar_own_data import CLASSES, make_pictures, right, run
+
+from align.calibrate import read_image
+from align.nar.load import load_nar_pipeline
+
+
+@torch.no_grad()
+def held_out_loss(pipeline: Path, pictures: Path) -> float:
+    """Mean cross-entropy of a token, in nats, of the pictures under their folder's class."""
+    pipe = load_nar_pipeline(str(pipeline))
+    losses = []
+    for path in sorted(pictures.rglob("*.png")):
+        ids = pipe.image_tokenizer.encode(read_image(path)[None])
+        label = pipe.class_ids([path.parent.name])
+        logits = pipe.transformer(ids, torch.tensor(label))
+        losses.append(F.cross_entropy(logits.flatten(0, 1), ids.flatten()).item())
+    return sum(losses) / len(losses)
 
 
 def look(folder: Path, fresh: Path, each: int) -> dict[str, float]:

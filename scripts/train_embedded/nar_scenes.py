@@ -150,7 +150,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--text-learning-rate", type=float, default=2e-4)
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--fusion", default="mean", help="mean, gate, horizontal or vertical")
+    parser.add_argument("--fusion", default="mean", help="mean, scalar or gate")
     parser.add_argument("--decoding", default="wavefront", help="wavefront, raster or parallel")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)

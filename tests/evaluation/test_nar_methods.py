@@ -1,6 +1,7 @@
 """NAR in `align evaluate` and `align compare`: base, best of N and aligned, counted honestly."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -31,25 +32,36 @@ def spent_of(folder):
 
 def test_names_of_methods(nar):
     model, aligned = map(str, nar)
-    text = f"nar,nar-bon=4,nar={aligned},nar={model}+bon=2,nar-bon={aligned},nar={model}"
+    text = f"nar,nar+bon=4,nar={aligned},nar={model}+bon=2,nar={aligned}+bon,nar={model}"
     methods = parse_methods(text)
     default = "embedded/nar-scenes"
     assert methods[0] == Method("nar", "base", nar=default)
-    assert methods[1] == Method("nar-bon=4", "bon", (), 4, default)
+    assert methods[1] == Method("nar+bon=4", "bon", (), 4, default)
     assert methods[2] == Method(f"nar={aligned}", "base", (aligned,), nar=model)
     assert methods[3] == Method(f"nar={model}+bon=2", "bon", (), 2, model)
-    assert methods[4] == Method(f"nar-bon={aligned}", "bon", (aligned,), None, model)
+    assert methods[4] == Method(f"nar={aligned}+bon", "bon", (aligned,), None, model)
     assert [m.searches for m in methods] == [False, True, False, True, True, False]
     with pytest.raises(ValueError, match="reno needs noise, which NAR has none"):
         parse_methods("nar+reno")
     with pytest.raises(ValueError, match="bon=0 must be a whole number"):
-        parse_methods("nar-bon=0")
+        parse_methods("nar+bon=0")
+
+
+@pytest.mark.parametrize(
+    ("before", "now"),
+    [("nar-bon", "nar+bon"), ("nar-bon=16", "nar+bon=16"), ("nar-bon=runs/a", "nar=runs/a+bon")],
+)
+def test_the_former_name_of_best_of_n_says_the_new_one(before, now):
+    with pytest.raises(ValueError, match=f"{re.escape(repr(before))} any more") as refused:
+        parse_methods(f"base,{before}")
+    assert str(refused.value).endswith(f"it is called {now}")
+    assert parse_methods(now)[0].search == "bon"
 
 
 def test_every_form_side_by_side(nar, tmp_path):
     torch.set_num_threads(1)
     model, aligned = map(str, nar)
-    names = [f"nar={model}", f"nar-bon={model}", f"nar={aligned}", "base", "bon"]
+    names = [f"nar={model}", f"nar={model}+bon", f"nar={aligned}", "base", "bon"]
     config = CompareConfig(
         **settings(tmp_path, methods=",".join(names), reward="jpeg", also="jpeg",
                    budget="1images,3images", categories="thing")

@@ -17,7 +17,7 @@ from align_helpers import run
 
 from align.cli import leave
 
-SETTINGS = {"checkpoint_every": 1, "inner_updates": 2, "learning_rate": 0.01, "warmup_steps": 2}
+SETTINGS = {"checkpoint_every": 1, "learning_rate": 0.01, "warmup_steps": 2}
 
 
 def fork(folder: Path, **changes) -> int:
@@ -35,8 +35,6 @@ def fork(folder: Path, **changes) -> int:
 
 def killed(folder: Path, method: str, precision: str, steps: int) -> None:
     settings = {"method": method, "mixed_precision": precision, "steps": steps}
-    if (method, precision) == ("grpo", "bf16"):
-        settings["gae_lambda"] = 0.9
     assert os.waitpid(fork(folder / "whole", **settings), 0)[1] == 0
     child = fork(folder / "killed", **settings)
     while not list((folder / "killed/run/checkpoints").glob("step-[1-9]*")):

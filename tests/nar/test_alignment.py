@@ -11,6 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import align
+from align.arguments import parse
+from align.checks import REMOVED
 from align.cli import main
 from align.lora import add_lora, load_lora, save_lora
 from align.nar.alignment import align_nar, open_session
@@ -106,7 +108,7 @@ def test_two_processes_learn_what_one_does(tmp_path):
         env=os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    settings = {"checkpoint_every": 1, "inner_updates": 2, "learning_rate": 0.01}
+    settings = {"checkpoint_every": 1, "learning_rate": 0.01}
     run(tmp_path / "one", method="grpo", warmup_steps=2, **settings)
     one, two = (load_file(tmp_path / name / "run/lora" / LORA) for name in ("one", "two"))
     for name, tensor in one.items():
@@ -136,7 +138,7 @@ def test_the_run_folder_and_the_judge(tmp_path):
     assert (result.out / "lora-best" / LORA).is_file()
     judged = [record["step"] for record in result.metrics if "judge" in record]
     assert judged == [2, 4]
-    assert {"reward", "terms", "kl", "clipped", "grad_norm", "lr"} <= result.metrics[0].keys()
+    assert {"reward", "terms", "kl", "grad_norm", "lr"} <= result.metrics[0].keys()
     assert json.loads((result.out / "run.json").read_text())["command"] == "nar align"
     assert "GRPO" in (result.out / "lora/README.md").read_text()
     assert weights(pipe).abs().sum() > 0
@@ -233,6 +235,27 @@ def test_a_run_of_the_other_method_is_not_resumed(tmp_path):
     result, _ = run(tmp_path, steps=1, checkpoint_every=1)
     with pytest.raises(ValueError, match="was trained with method 'grpo', not 'dpo'"):
         run(tmp_path, out=None, resume=str(result.out), method="dpo")
+
+
+def test_a_run_of_before_settings_were_removed_goes_on_if_they_were_left_alone(tmp_path):
+    whole = weights(run(tmp_path / "whole", steps=3)[1])
+    result, _ = run(tmp_path, steps=2)
+    described = result.out / "run.json"
+    state = result.out / "checkpoints" / "step-2" / "checkpoint.json"
+
+    def name_removed(**values):
+        for file, key in ((described, "config"), (state, "settings")):
+            saved = json.loads(file.read_text())
+            file.write_text(json.dumps(saved | {key: saved[key] | values}))
+
+    again = {"out": None, "resume": str(result.out)}
+    name_removed(gae_lambda=0.8)
+    with pytest.raises(ValueError, match=r"gae_lambda is 0\.8, but that setting was removed"):
+        run(tmp_path, steps=3, **again)
+    with pytest.raises(ValueError, match="only a run that left it at None can be loaded"):
+        parse(NarAlignConfig, ["--resume", str(result.out)], "nar align")
+    name_removed(**REMOVED["NarAlignConfig"])
+    assert torch.equal(weights(run(tmp_path, steps=3, **again)[1]), whole)
 
 
 def test_a_score_that_is_not_finite_ends_the_run_and_keeps_what_was_reached(tmp_path):
