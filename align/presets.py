@@ -78,6 +78,23 @@ PRESETS: dict[str, dict[str, Any]] = {
         "checkpointing": False,
         "sample_every": 150,
     },
+    # For `embedded/scenes-turbo`, six minutes of one CPU core in bfloat16. One step, so a picture's
+    # gradient costs what drawing it costs; what pictures agree on lies in the last up blocks
+    # (scripts/bench/gradient_signal.py), and a soft reward asks for near misses first.
+    "embedded-turbo": {
+        "reward": "scenes-detector:soft",
+        "steps": 120,
+        "batch_size": 64,
+        "learning_rate": 2e-3,
+        "lr_schedule": "cosine",
+        "warmup_steps": 5,
+        "lora_rank": 16,
+        "lora_targets": ("up_blocks.2.*", "up_blocks.1.*", "conv_out"),
+        "num_inference_steps": 1,
+        "guidance_scale": 1.0,
+        "checkpointing": False,
+        "sample_every": 0,
+    },
     # The window is the paper's: one tail per update, where the code draws every step by itself.
     "alignprop": _ALIGNPROP | {"grad_window": "random"},
     "alignprop-aesthetic": _ALIGNPROP | {"grad_window": "random", "reward": "aesthetic"},

@@ -2,7 +2,8 @@
 
     python scripts/train_embedded/detector_data.py --minutes 14   # once: redrawn pictures
     python scripts/train_embedded/detector.py --minutes 50
-    python scripts/train_embedded/detector.py --minutes 50 --continue --adversarial 2
+    python scripts/train_embedded/detector.py --minutes 50 --continue A --adversarial 2
+    python scripts/train_embedded/detector.py --average A B      # a soup of two pieces' weights
 
 Per place of a 16x16 grid: presence of an object's centre (cross-entropy), and at the places about
 a centre its colour and shape ("none" is a class), texture, offset, radius (smooth L1), and which of
@@ -13,6 +14,7 @@ are pictures moved in latents or noise, which serve several batches (attacks.py)
 
 import argparse
 import itertools
+import json
 import random
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,6 +128,14 @@ def depth_loss(maps: Maps, labels: Float[Tensor, "b m f"]) -> Float[Tensor, " b"
     return torch.where(pair, wrong, 0.0).sum((1, 2)) / pair.sum((1, 2)).clamp(min=1)
 
 
+def average(folders: list[Path], out: Path) -> None:
+    """The mean of the weights of pieces that started from one another (2203.05482)."""
+    pieces = [load_file(folder / "model.safetensors") for folder in folders]
+    mean = {key: sum(piece[key].float() for piece in pieces) / len(pieces) for key in pieces[0]}
+    training = [json.loads((f / "config.json").read_text())["training"] for f in folders]
+    save_weights(mean, {"reward": NAME, "model": CONFIG, "training": training}, out)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=50)
@@ -142,7 +152,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--work", type=Path, default=ROOT / "work/detector")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--average", nargs="+", type=Path, help="write these weights' mean alone")
     args = parser.parse_args()
+    if args.average:
+        average(args.average, args.out)
+        return
     torch.manual_seed(args.seed)
     model = ScenesDetector(**CONFIG)
     if args.continued:
