@@ -148,10 +148,10 @@ def placed_scenes(count: int) -> list[Scene]:
 
 
 def grown(scene: Scene) -> Scene | None:
-    """All radii greater by a seventh; None where that leaves too little room."""
+    """All radii greater by a seventh; None where that leaves less room than is full."""
     objects = tuple(replace(o, r=o.r * 8 / 7) for o in scene.objects)
     larger = replace(scene, objects=objects)
-    return larger if measure_gap(larger) >= 1 and max(o.r for o in objects) < 19 else None
+    return larger if measure_gap(larger) >= 4 and max(o.r for o in objects) < 19 else None
 
 
 def measure_gap(scene: Scene) -> float:

@@ -77,8 +77,8 @@ class ScenesTaste(nn.Module):
         presence, color, *rest = out.split(FIELDS, -1)
         radius, gap, border, off, level, uneven = (x.squeeze(-1) for x in rest)
         return Looks(
-            presence.squeeze(-1), color, 12 + 4 * radius, 4 * gap, 4 * border, 0.1 * off,
-            235 + 10 * level.mean(1), 4 * uneven.mean(1),
+            presence.squeeze(-1), color, 12 + 4 * radius, 4 * gap, 4 * border, 0.1 * F.softplus(off),
+            235 + 10 * level.mean(1), 4 * F.softplus(uneven.mean(1)),
         )  # fmt: skip
 
     def forward(self, images: Float[Tensor, "b 3 h w"], prompts: list[str]) -> Float[Tensor, " b"]:
@@ -127,7 +127,7 @@ def score(looks: Looks, prompts: list[str]) -> Float[Tensor, " b"]:
     each = 3 * size / FULL_RADIUS + room / FULL_GAP + 1 - looks.off
     there = (looks.presence > 0).to(each)
     light = up_to((looks.level - DARKEST) / (LIGHTEST - DARKEST), 1.0, width=0.1)
-    even = 1 - F.softplus(looks.uneven, beta=5) / MOST_UNEVEN
+    even = 1 - looks.uneven / MOST_UNEVEN
     return (each * there).sum(1) / there.sum(1).clamp(min=1) + even * light
 
 

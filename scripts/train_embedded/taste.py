@@ -29,7 +29,8 @@ from align.rewards.scenes_taste import CONFIG, NAME, Looks, ScenesTaste, score
 
 ROOT = Path(__file__).parents[2]
 OUT = EMBEDDED / "rewards" / NAME
-SCALES = {"radius": 4.0, "gap": 4.0, "border": 4.0, "off": 0.05, "level": 10.0, "uneven": 4.0}
+SCALES = {"radius": 4.0, "gap": 4.0, "border": 4.0, "level": 10.0}
+SMALL = {"off": 0.02, "uneven": 1.0}  # compared by logarithms, a value so small counting as none
 
 
 def place_centers(side: int = 8) -> Tensor:
@@ -47,8 +48,12 @@ def looks_loss(looks: Looks, labels: Tensor, exact: Truth) -> tuple[Tensor, dict
 
     def regress(said: Tensor, wanted: Tensor, name: str) -> Tensor:
         known = wanted.isfinite()
-        error = F.smooth_l1_loss(said / SCALES[name], wanted.nan_to_num(0) / SCALES[name],
-                                 reduction="none", beta=0.3)  # fmt: skip
+        wanted = wanted.nan_to_num(0)
+        if name in SMALL:
+            said, wanted = (x.div(SMALL[name]).log1p() for x in (said, wanted))
+        else:
+            said, wanted = said / SCALES[name], wanted / SCALES[name]
+        error = F.smooth_l1_loss(said, wanted, reduction="none", beta=0.3)
         return error * known
 
     def of_objects(said: Tensor, wanted: Tensor, name: str) -> Tensor:

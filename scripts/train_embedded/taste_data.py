@@ -113,7 +113,9 @@ def stained(images: Tensor, grounds: Tensor, rng: random.Random) -> Tensor:
     shift = 0.06 * torch.randn(n, 1, 1, 1, generator=generator)
     smooth = torch.randn(n, 3, 6, 6, generator=generator)
     smooth = F.interpolate(smooth, (64, 64), mode="bicubic", align_corners=False)
-    change = shift + 0.12 * torch.rand(n, 1, 1, 1, generator=generator) * smooth
+    fine = torch.randn(n, 3, 64, 64, generator=generator)
+    coarse, grain = torch.rand(2, n, 1, 1, 1, generator=generator).square()
+    change = shift + 0.12 * coarse * smooth + 0.06 * grain * fine
     return (images + grounds[:, None] * change).clamp(0, 1)
 
 
