@@ -38,7 +38,7 @@ def load_partial(argument: str | None, device):
 
 
 def load_taste(argument: str | None, device):
-    """The exact value of the style that `scenes-taste` rewards, 0 to 6, whatever the prompt."""
+    """The exact value of the style that `scenes-taste` rewards, 0 to 6.5, whatever the prompt."""
 
     def measure(images, prompts):
         from align.scenes import measure_taste

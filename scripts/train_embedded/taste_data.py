@@ -181,7 +181,6 @@ class Truth:
     gap: Tensor
     border: Tensor
     off: Tensor
-    level: Tensor
     uneven: Tensor
 
 
@@ -226,7 +225,6 @@ def truth(data: Labelled) -> Truth:
     mean = (data.images * ground[:, None]).sum((2, 3)) / area[:, None]
     square = ((data.images - mean[..., None, None]) ** 2 * ground[:, None]).sum((2, 3))
     uneven = 255 * (square.mean(1) / area).sqrt()
-    few = area < 40  # 0 where no render is known
-    level = torch.where(few, torch.nan, 255 * mean.mean(1))
     clipped = (v.clamp(-MOST_GAP, MOST_GAP) for v in (gap, border))
-    return Truth(*clipped, off, level, torch.where(few, torch.nan, uneven))
+    # no area where no render is known
+    return Truth(*clipped, off, torch.where(area < 40, torch.nan, uneven))
