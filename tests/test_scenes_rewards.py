@@ -11,7 +11,7 @@ from align.rewards import load_reward, scenes_layers
 from align.scenes import describe, layout, parse, render, sample
 from align.scenes.grammar import CATEGORIES
 
-NAMES = ("scenes-clip", "scenes-detector", "scenes-preference", "scenes-vqa")
+NAMES = ("scenes-clip", "scenes-detector", "scenes-preference", "scenes-taste", "scenes-vqa")
 
 
 load_once = functools.cache(load_reward)
@@ -135,8 +135,9 @@ def test_prompts_outside_the_grammar():
         load_once("scenes-vqa")(images, ["A dog sleeps under a red table."])
     ).all()
     assert torch.isfinite(load_once("scenes-clip")(images, ["a " + "very " * 50 + "red dog"])).all()
-    with pytest.raises(ValueError, match="cannot read 'dog'"):
-        load_once("scenes-detector")(images, ["a red dog"])
+    for name in ("scenes-detector", "scenes-taste"):
+        with pytest.raises(ValueError, match="cannot read 'dog'"):
+            load_once(name)(images, ["a red dog"])
 
 
 def test_missing_weights_and_arguments(monkeypatch, tmp_path):

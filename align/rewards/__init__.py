@@ -30,12 +30,14 @@ LOADERS = {
     "scenes-clip": "align.rewards.scenes_clip:load",
     "scenes-detector": "align.rewards.scenes_detector:load",
     "scenes-preference": "align.rewards.scenes_preference:load",
+    "scenes-taste": "align.rewards.scenes_taste:load",
     "scenes-vqa": "align.rewards.scenes_vqa:load",
     "vqascore": "align.rewards.vqascore:load",
 }
 
 # Judges only measure: training on what also judges would make the measurement worthless.
 JUDGES = {
+    "taste": "align.rewards.judges:load_taste",
     "verifier": "align.rewards.judges:load_exact",
     "verifier-partial": "align.rewards.judges:load_partial",
 }
@@ -66,7 +68,7 @@ def load_reward(reward, device=None, *, micro_batch_size: int = 64, statistics=N
 
 
 def load_judge(judge, device=None, *, micro_batch_size: int = 64, statistics=None) -> "Reward":
-    """As `load_reward`, and `verifier` and `verifier-partial` are allowed: for measuring only."""
+    """As `load_reward`, and the `JUDGES` are allowed: for measuring only."""
     from align.rewards.reward import build_reward
 
     return build_reward(

@@ -18,6 +18,7 @@ from align.scenes.render import layout, render
 
 if TYPE_CHECKING:
     from align.scenes.reader import ReadObject, read
+    from align.scenes.taste import Taste, measure_taste
     from align.scenes.verifier import verify
 
 __all__ = [
@@ -27,10 +28,12 @@ __all__ = [
     "Relation",
     "Scene",
     "SceneObject",
+    "Taste",
     "category",
     "describe",
     "is_heldout",
     "layout",
+    "measure_taste",
     "parse",
     "prompt_set",
     "read",
@@ -39,9 +42,11 @@ __all__ = [
     "verify",
 ]
 
-# read and verify need scipy and torch, which drawing does without
+# read, verify and measure_taste need scipy and torch, which drawing does without
 _HOMES = {
     "ReadObject": "align.scenes.reader",
+    "Taste": "align.scenes.taste",
+    "measure_taste": "align.scenes.taste",
     "read": "align.scenes.reader",
     "verify": "align.scenes.verifier",
 }

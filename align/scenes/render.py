@@ -150,7 +150,7 @@ def _polygon(thing: SceneObject) -> np.ndarray:
     """Corners (n, 2) of a triangle or star about the origin, first corner pointing up."""
     corners = 3 if thing.shape == "triangle" else 10
     angles = -math.pi / 2 + np.arange(corners) * 2 * math.pi / corners
-    radii = np.full(corners, thing.r)
+    radii = np.full(corners, thing.r, dtype=float)
     if thing.shape == "star":
         radii[1::2] *= 0.45
     return np.stack([radii * np.cos(angles), radii * np.sin(angles)], axis=1)
