@@ -9,6 +9,7 @@ import re
 from typing import Annotated, Any
 
 from align.checks import ConfigT
+from align.groups import ordered
 
 SAVED = "--config FILE.json starts from a saved run.json; the other options override it."
 
@@ -92,7 +93,8 @@ def _with_markers(kind: type[ConfigT]) -> type[ConfigT]:
     marked: Any = dataclasses.make_dataclass(
         kind.__name__, fields, bases=(kind,), frozen=True, kw_only=True
     )
-    marked.__dataclass_fields__.pop("filled", None)  # no option: dataclasses.replace uses it
+    options = {name: marked.__dataclass_fields__[name] for name in ordered(kind)}
+    marked.__dataclass_fields__ = options
     return marked
 
 

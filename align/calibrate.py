@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 from torch import Tensor
 
-from align.calibrate_config import CalibrateConfig
+from align.config import CalibrateConfig
 from align.files import atomic_path, write_json
 from align.picture_files import read_picture
 from align.prompts import load_prompts

@@ -5,9 +5,21 @@ import types
 import typing
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 ConfigT = TypeVar("ConfigT")
+# Numbers and their ranges, which `check` reads.
+Count = Annotated[int, "at least 1"]
+CountOr0 = Annotated[int, "0 or more"]
+NotNegative = Annotated[float, "0 or more"]
+Positive = Annotated[float, "more than 0"]
+Share = Annotated[float, "from 0 to 1"]
+_RANGES = {
+    "at least 1": lambda v: v >= 1,
+    "0 or more": lambda v: 0 <= v < float("inf"),
+    "more than 0": lambda v: 0 < v < float("inf"),
+    "from 0 to 1": lambda v: 0 <= v <= 1,
+}
 Dtype = Literal["float32", "bfloat16", "float16"]
 Attention = Literal["auto", "xformers", "sdpa", "math"]
 # Settings that are gone, each at its former default, which a saved run may still name.
@@ -23,32 +35,17 @@ REMOVED: dict[str, dict[str, Any]] = {
 }
 
 
-def check(
-    config: Any,
-    *,
-    at_least_1: tuple[str, ...] = (),
-    not_negative: tuple[str, ...] = (),
-    positive: tuple[str, ...] = (),
-    unit: tuple[str, ...] = (),
-) -> None:
-    """Raise ValueError naming the first field outside its range, None being always allowed.
-
-    Fields annotated with `Literal` are checked against its values too.
-    """
-    for name, hint in typing.get_type_hints(type(config)).items():
-        value, allowed = getattr(config, name), choices(hint)
-        if allowed and value is not None and value not in allowed:
+def check(config: Any) -> None:
+    """Raise ValueError naming the first field that its type does not allow: the values of a
+    `Literal`, the range of a `Count` and its like. None is always allowed."""
+    for name, hint in typing.get_type_hints(type(config), include_extras=True).items():
+        value = getattr(config, name)
+        if value is None:
+            continue
+        if (allowed := choices(hint)) and value not in allowed:
             raise ValueError(f"{name} is {value!r}; {one_of(value, allowed)}")
-    rules = (
-        (at_least_1, lambda v: v >= 1, "at least 1"),
-        (not_negative, lambda v: 0 <= v < float("inf"), "0 or more"),
-        (positive, lambda v: 0 < v < float("inf"), "more than 0"),
-        (unit, lambda v: 0 <= v <= 1, "from 0 to 1"),
-    )
-    for names, holds, meaning in rules:
-        for name in names:
-            value = getattr(config, name)
-            if value is not None and not holds(value):
+        for meaning in _ranges(hint):
+            if not _RANGES[meaning](value):
                 raise ValueError(f"{name} is {value}; it must be {meaning}")
 
 
@@ -87,6 +84,13 @@ def imply_out(config: Any) -> None:
     object.__setattr__(config, "out", config.resume)
 
 
+def _ranges(hint: Any) -> tuple[str, ...]:
+    """What an annotated number (or an optional one) must be."""
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        return tuple(meaning for part in typing.get_args(hint) for meaning in _ranges(part))
+    return tuple(said for said in getattr(hint, "__metadata__", ()) if said in _RANGES)
+
+
 def choices(hint: Any) -> tuple[Any, ...]:
     """The values that a `Literal` (or an optional one) allows; empty for other types."""
     if typing.get_origin(hint) in (types.UnionType, typing.Union):
@@ -118,7 +122,9 @@ def from_dict(kind: type[ConfigT], values: dict[str, Any]) -> ConfigT:
         if name not in hints:
             raise ValueError(f"{kind.__name__} has no field {name!r}; {one_of(name, hints)}")
         if not _fits(value, hints[name]):
-            raise TypeError(f"{name} is {value!r}; {kind.__name__} expects {hints[name]}")
+            raise TypeError(
+                f"{name} is {value!r}; {kind.__name__} expects {_type_text(hints[name])}"
+            )
     return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 
@@ -132,6 +138,14 @@ def without_removed(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
                 f"it at {gone[name]!r} can be loaded"
             )
     return {name: value for name, value in values.items() if name not in gone}
+
+
+def _type_text(hint: Any) -> str:
+    """A field's type as one writes it: `int | None`."""
+    union = typing.get_origin(hint) in (types.UnionType, typing.Union)
+    parts = typing.get_args(hint) if union else (hint,)
+    names = [part.__name__ if type(part) is type else str(part) for part in parts]
+    return " | ".join(names).replace("NoneType", "None")
 
 
 def _fits(value: Any, hint: Any) -> bool:

@@ -130,7 +130,7 @@ def rewards(args: list[str]) -> None:
 
 def rewards_calibrate(args: list[str]) -> None:
     """how rewards agree with ratings: `align rewards calibrate DATA --reward EXPR --out TABLE`"""
-    from align.calibrate_config import CalibrateConfig
+    from align.config import CalibrateConfig
 
     config = parse(CalibrateConfig, args, "rewards calibrate")
     from align.calibrate import run
@@ -140,7 +140,7 @@ def rewards_calibrate(args: list[str]) -> None:
 
 def rewards_explain(args: list[str]) -> None:
     """why a score is low: `align rewards explain "PROMPT" PICTURE...`"""
-    from align.explain_config import ExplainConfig
+    from align.config import ExplainConfig
 
     config = parse(ExplainConfig, args, "rewards explain")
     from align.explain import run
@@ -150,7 +150,7 @@ def rewards_explain(args: list[str]) -> None:
 
 def rewards_stress(args: list[str]) -> None:
     """how far a reward can be raised before a judge that is not optimized falls"""
-    from align.stress_config import StressConfig
+    from align.config import StressConfig
 
     config = parse(StressConfig, args, "rewards stress")
     from align.stress import run
@@ -160,7 +160,7 @@ def rewards_stress(args: list[str]) -> None:
 
 def fetch(args: list[str]) -> None:
     """download the weights of published rewards; --list, --check"""
-    from align.fetch_config import FetchConfig
+    from align.config import FetchConfig
 
     config = parse(FetchConfig, args, "fetch")
     from align.fetch import run

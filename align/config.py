@@ -8,68 +8,43 @@ are in `align.presets`; the defaults here suit the embedded models.
 from dataclasses import dataclass
 from typing import Literal
 
-from align.checks import Attention, Dtype, check
+from align.checks import Count, CountOr0, Positive, check
+from align.groups import (
+    Arithmetic,
+    Device,
+    Drawing,
+    Gradient,
+    Pipeline,
+    Prompts,
+    RunFolder,
+    Sampling,
+    Size,
+)
 from align.optimize_config import OptimizeConfig as OptimizeConfig
 from align.optimize_config import OptimizeRunConfig as OptimizeRunConfig
 from align.train_config import TrainConfig as TrainConfig
 
+What = Literal["noise", "latents"]
+
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateConfig:
+class GenerateConfig(Prompts, Pipeline, Drawing, Sampling, Size, Device, Arithmetic, RunFolder):
     """Images from prompts, with or without LoRA."""
 
-    prompt: tuple[str, ...] = ()
-    """Prompts, as plain arguments."""
-    prompts: str | None = None
-    """A built-in prompt set, or a text (one prompt a line), CSV, TSV, JSONL or JSON file."""
-    model: str = "embedded/scenes"
-    """embedded/NAME, a diffusers folder, a single-file checkpoint or a Hub id."""
-    lora: tuple[str, ...] = ()
-    """embedded/NAME, a LoRA file, folder, run or Hub id, with an optional =WEIGHT; repeatable."""
-    reward: str | None = None
-    """Score the images: a reward expression such as scenes-clip=1,scenes-vqa=1."""
-    num_images: int = 1
+    num_images: Count = 1
     """Images per prompt."""
-    negative_prompt: str | None = None
-    """What the images should not show."""
-    height: int | None = None
-    """Height in pixels (default: the model's own)."""
-    width: int | None = None
-    """Width in pixels (default: the model's own)."""
     noise: str | None = None
     """Start from the noise of this safetensors file (key `noise`)."""
-    scheduler: str | None = None
-    """Sampler: a diffusers class such as DDIMScheduler, or NAME:KEY=VALUE,… (default: the
-    model's own)."""
-    num_inference_steps: int | None = None
-    """Denoising steps (default: the pipeline's own)."""
-    guidance_scale: float | None = None
-    """Classifier-free guidance (default: the pipeline's own)."""
-    eta: float = 0.0
-    """Share of fresh noise in a DDIM step, 0 to 1; other samplers refuse it."""
-    batch_size: int = 8
-    """Images per forward pass."""
     seed: int = 0
     """Image i of the command starts from the noise of seed + i."""
-    device: str | None = None
-    """cpu, cuda, cuda:1 or mps (default: the best one present)."""
-    dtype: Dtype | None = None
-    """Precision of the model (default: float32 on CPU, else the weights' own)."""
-    attention: Attention = "auto"
-    """Attention implementation; auto takes xformers where it can run, else sdpa."""
-    out: str | None = None
-    """The run's folder (default: runs/COMMAND-TIME)."""
-    overwrite: bool = False
-    """Replace a run folder that is not empty."""
 
     def __post_init__(self) -> None:
         """Raise ValueError where a value is out of range."""
-        check(self, at_least_1=("num_images", "num_inference_steps", "height", "width"))
-        check(self, at_least_1=("batch_size",), not_negative=("guidance_scale",), unit=("eta",))
+        check(self)
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoraFilesConfig:
+class LoraFilesConfig(RunFolder):
     """LoRA files: mixed by their weight deltas, in another layout, or merged into the model."""
 
     source: tuple[str, ...] = ()
@@ -80,8 +55,6 @@ class LoraFilesConfig:
     """The model they are for (export and merge take that of the LoRA's run if None)."""
     out: str | None = None
     """The folder to write (default: runs/COMMAND-TIME)."""
-    overwrite: bool = False
-    """Replace a run folder that is not empty."""
 
     def __post_init__(self) -> None:
         """Raise ValueError where a value is out of range."""
@@ -112,22 +85,94 @@ class DemoConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuickstartConfig:
+class QuickstartConfig(Device, RunFolder):
     """The main jobs on the embedded models: train a LoRA to a style, then compare what makes more
     pictures right; one report."""
 
-    minutes: float = 5.0
+    minutes: Positive = 5.0
     """Time for all of it; a machine too slow for that does less of each part, but never fewer than
     20 updates and a prompt a category."""
     seed: int = 0
     """Seed of the training and of all pictures."""
-    device: str | None = None
-    """cpu, cuda, cuda:1 or mps (default: the best one present)."""
     out: str | None = None
     """The run's folder (default: runs/quickstart; a former one is kept under its date)."""
-    overwrite: bool = False
-    """Replace a run folder that is not empty."""
 
     def __post_init__(self) -> None:
         """Raise ValueError where a value is out of range."""
-        check(self, positive=("minutes",))
+        check(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrateConfig(Device):
+    """How rewards agree with ratings, by category: correlations, proposed weights, a picture."""
+
+    source: tuple[str, ...] = ()
+    """DATA: a CSV or JSONL file with columns image, prompt, rating and, if known, category."""
+    reward: str = ""
+    """The rewards to measure, as an expression; weights in it do not matter."""
+    out: str = "table.json"
+    """The table to write; a picture of it goes beside it, as PNG."""
+    overwrite: bool = False
+    """Replace a table that exists."""
+    seed: CountOr0 = 0
+    """Seed of the bootstrap and the folds."""
+
+    def __post_init__(self) -> None:
+        """Raise ValueError where a value is out of range."""
+        check(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExplainConfig(Device):
+    """Why a score is low: how probably each fact that a prompt states holds in a picture."""
+
+    source: tuple[str, ...] = ()
+    """PROMPT PICTURE...: what was asked for, and picture files."""
+    reward: str = "scenes-detector"
+    """The reward that says so: scenes-detector, scenes-vqa, da-score, blip-vqa."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FetchConfig:
+    """Download the weights of published rewards; an interrupted download goes on where it was."""
+
+    source: tuple[str, ...] = ()
+    """NAME…: rewards, as in an expression: hps, hps:2.0, clip:OWNER/NAME, carinox, hps=1,clip=2."""
+    list: bool = False
+    """List what can be fetched: repositories, files, sizes, licences, checksums."""
+    check: bool = False
+    """Compare what is here with its checksums, without a network (all rewards if none is named)."""
+
+    def __post_init__(self) -> None:
+        """Raise ValueError where options exclude each other."""
+        if self.list and (self.check or self.source):
+            raise ValueError("--list takes no names and no --check")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StressConfig(Pipeline, Sampling, Size, Gradient, Device, Arithmetic, RunFolder):
+    """How far a reward can be raised before a judge that is not optimized falls."""
+
+    reward: str = ""
+    """What the ascent raises: a reward expression."""
+    judge: str | None = None
+    """What judges: a reward expression that is not optimized (default: the verifier)."""
+    what: What = "noise"
+    """What is moved: the noise, through the sampler, or the final latents before the decoder."""
+    steps: Count = 12
+    """Steps of each ascent."""
+    step_length: Positive = 1 / 64
+    """Length of a step, as a share of the noise's (or the latents') own."""
+    model: str = "embedded/scenes-turbo"
+    prompts: str | None = None
+    """A built-in prompt set, or a text (one prompt a line), CSV or JSONL file."""
+    num_prompts: Count = 90
+    """So many of the prompts, evenly spread over the set; one picture each."""
+    batch_size: Count = 16
+    """Prompts per forward and backward pass."""
+    seed: CountOr0 = 0
+    """Prompt i starts from the noise of seed + i."""
+
+    def __post_init__(self) -> None:
+        """Raise ValueError where a value is out of range."""
+        check(self)

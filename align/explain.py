@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from align.calibrate import read_image
-from align.explain_config import ExplainConfig
+from align.config import ExplainConfig
 from align.models import torch_device
 from align.rewards import load_reward
 from align.rewards.facts import explain

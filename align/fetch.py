@@ -12,7 +12,7 @@ import urllib.request
 from pathlib import Path
 
 from align.checks import one_of
-from align.fetch_config import FetchConfig
+from align.config import FetchConfig
 from align.files import atomic_path, brief
 from align.rewards.catalogue import PUBLISHED, SETS, Source, size_text, sources
 from align.rewards.expression import expand, leaves, parse_expression

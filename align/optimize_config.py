@@ -4,7 +4,17 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from align.budget import parse_budget
-from align.checks import Attention, Dtype, check, imply_out
+from align.checks import Count, NotNegative, Positive, Share, check, imply_out
+from align.groups import (
+    Arithmetic,
+    Device,
+    Gradient,
+    Pipeline,
+    Prompts,
+    RunFolder,
+    Sampling,
+    Size,
+)
 
 Method = Literal["bon", "zero-order", "evolution", "reno", "langevin", "carinox", "carinox-paper"]
 
@@ -22,14 +32,14 @@ _COMMON = {"iterations": 50, "weights": "category", "learning_rate": 5.0}
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimizeConfig:
+class OptimizeConfig(Sampling, Size, Gradient):
     """How `align.optimize` searches for the noise of a prompt."""
 
     method: Method = "carinox"
     """bon, zero-order, evolution, reno, langevin, carinox or carinox-paper."""
-    iterations: int | None = None
+    iterations: Count | None = None
     """Iterations, of each seed where seeds are optimized apart (default: the method's own)."""
-    seeds: int | None = None
+    seeds: Count | None = None
     """Noises to start from (default: the method's own)."""
     budget: str | None = None
     """Stop at 30s, 200nfe or 64images; a backward counts at its measured cost."""
@@ -38,48 +48,25 @@ class OptimizeConfig:
     of a table (default: category; the papers' methods take uniform)."""
     category: str | None = None
     """The prompt's category, in place of the one its words tell."""
-    regularizer: float = 0.01
+    regularizer: NotNegative = 0.01
     """Weight of the noise's prior, which keeps its length."""
-    clip: float = 0.1
+    clip: NotNegative = 0.1
     """L2 bound on each term's gradient; 0 leaves it."""
-    explore_share: float | None = None
+    explore_share: Share | None = None
     """carinox: share of a budget that explores before it optimizes; 1 only explores (default: 0.33;
     1 from five denoising steps on, where a gradient costs as much as several candidates)."""
     exact: bool = False
     """carinox: clip the terms' gradients on the noise, not on the image; slower."""
-    learning_rate: float | None = None
+    learning_rate: Positive | None = None
     """Step size of the gradient methods (default: the method's own)."""
-    num_inference_steps: int | None = None
-    """Denoising steps (default: the model's own; distilled models take 1)."""
-    guidance_scale: float | None = None
-    """Classifier-free guidance (default: the pipeline's own)."""
-    grad_steps: int | None = None
-    """Last denoising steps with gradient, those before as the identity (default: all)."""
-    height: int | None = None
-    """Height in pixels (default: the model's own)."""
-    width: int | None = None
-    """Width in pixels (default: the model's own)."""
-    batch_size: int = 8
-    """Images per forward pass."""
-    checkpointing: bool = False
-    """Recompute the model in the backward pass: less memory, more time."""
-    backward_cost: float | None = None
+    backward_cost: Positive | None = None
     """Forwards that a backward counts as (default: measured at the start)."""
     seed: int = 0
     """Seed of the noises; the first candidate is the image of align generate with it."""
 
     def __post_init__(self) -> None:
         """Raise ValueError where a value is out of range."""
-        check(
-            self,
-            at_least_1=(
-                "iterations", "seeds", "num_inference_steps", "grad_steps", "batch_size",
-                "height", "width",
-            ),
-            not_negative=("regularizer", "clip", "guidance_scale"),
-            positive=("learning_rate", "backward_cost"),
-            unit=("explore_share",),
-        )  # fmt: skip
+        check(self)
         if self.budget is not None:
             parse_budget(self.budget)
 
@@ -90,46 +77,24 @@ class OptimizeConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimizeRunConfig(OptimizeConfig):
+class OptimizeRunConfig(OptimizeConfig, Prompts, Pipeline, Device, Arithmetic, RunFolder):
     """The best noise of each prompt, searched by what a reward says of its image."""
 
-    prompt: tuple[str, ...] = ()
-    """Prompts, as plain arguments."""
-    prompts: str | None = None
-    """A built-in prompt set, or a text (one prompt a line), CSV, TSV, JSONL or JSON file."""
-    model: str = "embedded/scenes"
-    """embedded/NAME, a diffusers folder, a single-file checkpoint or a Hub id."""
-    lora: tuple[str, ...] = ()
-    """embedded/NAME, a LoRA file, folder, run or Hub id, with an optional =WEIGHT; repeatable."""
-    scheduler: str | None = None
-    """Sampler: a diffusers class such as DDIMScheduler, or NAME:KEY=VALUE,… (default: the
-    model's own)."""
     reward: str | None = None
     """What to maximize: a reward expression (default with embedded models:
     scenes-detector=2,scenes-clip)."""
     explain: bool = False
     """Print each prompt's category, the weights and why; search nothing."""
-    best: int = 1
+    best: Count = 1
     """Images to keep per prompt: best.png, best-2.png and so on, each with its noise."""
     render_model: str | None = None
     """Render the best noise with this model too, as render.png."""
-    render_steps: int | None = None
+    render_steps: Count | None = None
     """Render the best noise with this many steps too, as render.png."""
-    device: str | None = None
-    """cpu, cuda, cuda:1 or mps (default: the best one present)."""
-    dtype: Dtype | None = None
-    """Precision of the model (default: float32 on CPU, else the weights' own)."""
-    attention: Attention = "auto"
-    """Attention implementation; auto takes xformers where it can run, else sdpa."""
-    out: str | None = None
-    """The run's folder (default: runs/COMMAND-TIME)."""
-    overwrite: bool = False
-    """Replace a run folder that is not empty."""
     resume: str | None = None
     """A run's folder to go on with: prompts that are done stay; several processes may share it."""
 
     def __post_init__(self) -> None:
         """Raise ValueError where a value is out of range."""
         super().__post_init__()
-        check(self, at_least_1=("best", "render_steps"))
         imply_out(self)

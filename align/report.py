@@ -14,6 +14,7 @@ from html import escape
 from statistics import stdev
 from typing import TYPE_CHECKING, Any
 
+from align.groups import ordered
 from align.run import to_pil
 
 if TYPE_CHECKING:
@@ -229,15 +230,15 @@ def command_line(command: str, config: Any) -> str:
     words = ["align", command]
     preset = getattr(config, "preset", None)
     usual = type(config)(preset=preset) if preset else type(config)()
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        changed = field.name == "preset" or value != getattr(usual, field.name)
-        if field.name in _PLACE or value is None or not changed:
+    for name in ordered(type(config)):
+        value = getattr(config, name)
+        changed = name == "preset" or value != getattr(usual, name)
+        if name in _PLACE or value is None or not changed:
             continue
-        flag = f"--{field.name.replace('_', '-')}"
-        if field.name == "prompt":  # the only plain arguments there are
+        flag = f"--{name.replace('_', '-')}"
+        if name == "prompt":  # the only plain arguments there are
             words += value
-        elif field.name == "lora":
+        elif name == "lora":
             words += [word for lora in value for word in (flag, lora)]
         elif isinstance(value, bool):
             words.append(flag if value else flag.replace("--", "--no-", 1))

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from align.checks import to_dict
 from align.commands import set_scheduler
+from align.config import StressConfig
 from align.denoisers import default_steps, image_size
 from align.evaluation.judging import Judges, judge_expression, terms_of, trained_reward
 from align.files import write_json
@@ -27,7 +28,6 @@ from align.rewards import load_judge, load_reward
 from align.rewards.reward import Reward
 from align.run import check_folder, image_grid, log_metrics, open_run, save_image
 from align.stress_ascent import ascend
-from align.stress_config import StressConfig
 from align.stress_report import save_plot, summarize
 from align.training.pictures import spread
 

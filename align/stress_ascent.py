@@ -8,12 +8,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from align.config import What
 from align.denoisers import default_steps, family_of, make_denoiser
 from align.noise_opt.paint import check_grad_steps, final_latents
 from align.pixels import decode
 from align.rewards.reward import Reward
 from align.sample import make_noise, past_the_noise
-from align.stress_config import What
 
 
 @dataclass(frozen=True)

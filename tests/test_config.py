@@ -1,13 +1,18 @@
-"""Configs: ranges, choices, JSON round trips."""
+"""Configs: ranges, choices, JSON round trips, options that several commands share."""
 
+import ast
 import dataclasses
+import inspect
+import itertools
 import json
+import re
 import typing
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from align import config, groups, optimize_config, train_config
 from align.arguments import parse
 from align.checks import REMOVED, choices, from_dict, to_dict
 from align.config import (
@@ -17,6 +22,8 @@ from align.config import (
     OptimizeRunConfig,
     TrainConfig,
 )
+from align.evaluation import config as evaluation_config
+from align.nar import config as nar_config
 from align.nar.config import NarAlignConfig, NarTrainConfig
 from align.presets import PRESETS
 
@@ -221,3 +228,33 @@ def test_presets_set_what_is_theirs_alone():
 
 def test_integers_serve_as_floats():
     assert from_dict(TrainConfig, {"guidance_scale": 3}).guidance_scale == 3
+
+
+def written_options(module):
+    """(class, option with its default and help) of each option in a module's text."""
+    for kind in ast.parse(inspect.getsource(module)).body:
+        body = kind.body if isinstance(kind, ast.ClassDef) else []
+        for field, after in itertools.pairwise(body):
+            if isinstance(field, ast.AnnAssign) and isinstance(after, ast.Expr):
+                yield kind.name, tuple(map(ast.unparse, (field.target, field.value, after)))
+
+
+def test_each_option_is_written_once():
+    """No class says again, word by word, what another says of an option and its default."""
+    written = {}
+    for module in (groups, config, train_config, optimize_config, evaluation_config, nar_config):
+        for kind, option in written_options(module):
+            written.setdefault(option, []).append(kind)
+    assert len(written) > 200
+    assert {option: kinds for option, kinds in written.items() if len(kinds) > 1} == {}
+
+
+def test_help_lists_first_what_a_user_sets_most_and_the_folder_last(capsys):
+    with pytest.raises(SystemExit):
+        parse(TrainConfig, ["--help"], "train")
+    said = capsys.readouterr().out
+    options = re.findall(r"^  --([a-z-]+)", said, flags=re.MULTILINE)
+    assert options[:5] == ["prompts", "model", "lora", "reward", "method"]
+    assert options[-3:] == ["out", "overwrite", "resume"]
+    names = [field.name.replace("_", "-") for field in dataclasses.fields(TrainConfig)]
+    assert sorted(options) == sorted(set(names) - {"filled"})

@@ -12,6 +12,7 @@ from tiny_rewards import installed_weights
 
 import align
 from align.cli import main
+from align.config import StressConfig
 from align.denoisers import make_denoiser
 from align.evaluation.statistics import difference, estimate
 from align.evaluation.summary import as_dict
@@ -25,7 +26,6 @@ from align.sample import generate, make_noise, sample
 from align.scenes import verify
 from align.stress import _judge
 from align.stress_ascent import ascend
-from align.stress_config import StressConfig
 from align.stress_report import save_plot, summarize
 
 installed = installed_weights

@@ -2,22 +2,21 @@
 
 from dataclasses import dataclass
 
-from align.checks import Attention, Dtype, check, imply_out
+from align.checks import Count, CountOr0, NotNegative, check, imply_out
+from align.groups import Arithmetic, Device, Pipeline, RunFolder, Sampling
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationConfig:
+class EvaluationConfig(Pipeline, Sampling, Device, Arithmetic, RunFolder):
     """What evaluating and comparing have in common."""
 
-    model: str = "embedded/scenes"
-    """embedded/NAME, a diffusers folder, a single-file checkpoint or a Hub id."""
     lora: tuple[str, ...] = ()
     """LoRAs that every method starts from, with an optional =WEIGHT; repeatable."""
     prompts: str | None = None
     """A built-in set, or a benchmark's file or folder of files (default: scenes)."""
     categories: str | None = None
     """Only these categories, joined by commas."""
-    per_category: int | None = None
+    per_category: Count | None = None
     """Only the first so many prompts of each category."""
     reward: str | None = None
     """What methods that search choose by (default with embedded models:
@@ -36,36 +35,18 @@ class EvaluationConfig:
     scheduler: str | None = None
     """Sampler: a diffusers class such as DDIMScheduler, or NAME:KEY=VALUE,… (default: the
     model's own); NAR models keep theirs."""
-    num_inference_steps: int | None = None
-    """Denoising steps (default: the pipeline's own)."""
-    guidance_scale: float | None = None
+    guidance_scale: NotNegative | None = None
     """Classifier-free guidance (default: the pipeline's own); NAR models keep their own."""
-    batch_size: int = 8
-    """Images per forward pass."""
-    seed: int = 0
+    seed: CountOr0 = 0
     """Seed of all noises and of the bootstrap."""
     allow_busy: bool = False
     """Measure seconds even on a machine that is busy with other work."""
-    device: str | None = None
-    """cpu, cuda, cuda:1 or mps (default: the best one present)."""
-    dtype: Dtype | None = None
-    """Precision of the model (default: float32 on CPU, else the weights' own)."""
-    attention: Attention = "auto"
-    """Attention implementation; auto takes xformers where it can run, else sdpa."""
-    out: str | None = None
-    """The run's folder (default: runs/COMMAND-TIME)."""
-    overwrite: bool = False
-    """Replace a run folder that is not empty."""
     resume: str | None = None
     """Continue the run in this folder; several processes may do so at once."""
 
     def __post_init__(self) -> None:
         """Raise ValueError where a value is out of range."""
-        check(
-            self,
-            at_least_1=("per_category", "num_inference_steps", "batch_size"),
-            not_negative=("guidance_scale", "seed"),
-        )
+        check(self)
         imply_out(self)
 
 
@@ -76,15 +57,10 @@ class EvaluateConfig(EvaluationConfig):
     methods: str = "base"
     """base, lora=DIR, bon=N, reno, carinox, nar, nar=DIR, … joined by commas; lora=DIR+bon=N
     combines."""
-    num_images: int = 4
+    num_images: Count = 4
     """Images per prompt and method."""
     budget: str | None = None
     """What one image of a searching method may cost: 30s, 200nfe or 64images."""
-
-    def __post_init__(self) -> None:
-        """Raise ValueError where a value is out of range."""
-        check(self, at_least_1=("num_images",))
-        super().__post_init__()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,10 +72,5 @@ class CompareConfig(EvaluationConfig):
     combines."""
     budget: str = "1images,4images,16images"
     """What one image may cost: 30s, 200nfe or 64images; several, joined by commas, give curves."""
-    repeats: int = 1
+    repeats: Count = 1
     """Images per prompt, method and budget."""
-
-    def __post_init__(self) -> None:
-        """Raise ValueError where a value is out of range."""
-        check(self, at_least_1=("repeats",))
-        super().__post_init__()

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from align.nar.align_config import NarAlignConfig
+from align.nar.config import NarAlignConfig
 from align.training.report import figures
 
 METHODS = {

@@ -1,14 +1,30 @@
 """The settings of `align nar …`, as frozen dataclasses. Standard library only."""
 
 import re
-from dataclasses import InitVar, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
-from align.checks import check, fill_in, imply_out
-from align.nar.align_config import NarAlignConfig as NarAlignConfig
-from align.nar.convert_config import NarConvertConfig as NarConvertConfig
-
-Precision = Literal["no", "bf16", "fp16"]
+from align.checks import (
+    Count,
+    CountOr0,
+    Dtype,
+    NotNegative,
+    Positive,
+    Share,
+    check,
+    fill_in,
+    imply_out,
+)
+from align.groups import (
+    Device,
+    LoraTraining,
+    NarTraining,
+    PictureTraining,
+    Presets,
+    Prompts,
+    Resumable,
+    RunFolder,
+)
 
 
 def parse_grid(text: str) -> tuple[int, ...]:
@@ -19,67 +35,53 @@ def parse_grid(text: str) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class NarGenerateConfig:
+class NarGenerateConfig(Prompts, Device, RunFolder):
     """Pictures by neighboring-autoregressive decoding."""
 
     prompt: tuple[str, ...] = ()
     """Prompts, as plain arguments (text-conditional models)."""
-    prompts: str | None = None
-    """A built-in prompt set, or a text (one prompt a line), CSV, TSV, JSONL or JSON file."""
     class_labels: tuple[str, ...] = ()
     """Class names or numbers (class-conditional models)."""
     model: str = "embedded/nar-scenes"
     """embedded/NAME or a pipeline's folder."""
     lora: tuple[str, ...] = ()
     """A LoRA of `align nar align` (a file, folder, run or Hub id), optionally =WEIGHT."""
-    num_images: int = 1
+    num_images: Count = 1
     """Images per prompt or class."""
-    best_of: int = 1
+    best_of: Count = 1
     """Draw this many for each image and keep the best by --reward."""
-    reward: str | None = None
-    """Score the images: a reward expression such as scenes-clip=1,scenes-vqa=1."""
-    guidance_scale: float | None = None
+    guidance_scale: Annotated[float, "at least 1"] | None = None
     """Classifier-free guidance, at least 1 (default: the model's own)."""
-    temperature: float | None = None
+    temperature: NotNegative | None = None
     """Divides the logits; 0 is greedy (default: the model's own)."""
-    top_k: int | None = None
+    top_k: CountOr0 | None = None
     """Keep the k most probable tokens; 0 keeps all (default: the model's own)."""
-    top_p: float | None = None
+    top_p: Annotated[Positive, "from 0 to 1"] | None = None
     """Keep the smallest set of tokens of this probability (default: the model's own)."""
     grid: str | None = None
     """Check that the model draws HxW tokens (clips: TxHxW)."""
-    num_frames: int | None = None
+    num_frames: Count | None = None
     """Check that the model draws clips of this many frames."""
-    height: int | None = None
+    height: Count | None = None
     """Check that the model draws this many pixels down."""
-    width: int | None = None
+    width: Count | None = None
     """Check that the model draws this many pixels across."""
     clip_format: Literal["gif", "mp4"] = "gif"
     """How clips are written; mp4 needs PyAV or imageio-ffmpeg."""
-    fps: float = 8.0
+    fps: Positive = 8.0
     """Frames a second of a clip's file."""
-    batch_size: int = 16
+    batch_size: Count = 16
     """Images decoded together."""
     compile: bool = False
     """Compile the transformer's blocks (takes a minute, pays off for many images)."""
     seed: int = 0
     """Image i of the command draws from the generator of seed + i."""
-    device: str | None = None
-    """cpu, cuda, cuda:1 or mps (default: the best one present)."""
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    dtype: Dtype | None = None
     """Precision of the model (default: float32 on CPU, else bfloat16)."""
-    out: str | None = None
-    """The run's folder (default: runs/COMMAND-TIME)."""
-    overwrite: bool = False
-    """Replace a run folder that is not empty."""
 
     def __post_init__(self) -> None:
         """Raise ValueError where a value is out of range."""
-        check(self, at_least_1=("num_images", "best_of", "batch_size", "guidance_scale"))
-        check(self, at_least_1=("num_frames", "height", "width"))
-        check(
-            self, not_negative=("temperature", "top_k"), positive=("top_p", "fps"), unit=("top_p",)
-        )
+        check(self)
         if self.grid is not None:
             parse_grid(self.grid)
         if self.best_of > 1 and not self.reward:
@@ -87,62 +89,37 @@ class NarGenerateConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class NarTokenizerConfig:
+class NarTokenizerConfig(PictureTraining, RunFolder, Resumable):
     """Train an image tokenizer: pictures to a grid of token ids and back."""
 
     data: str = ""
     """A folder of pictures (any depth), webdataset .tar files, or a `datasets` name or folder."""
-    image_size: int = 64
+    image_size: Count = 64
     """Pictures are resized and centre-cropped to this many pixels a side."""
     patch: int = 4
     """Pixels a side of a token: 2, 4, 8 or 16."""
-    width: int = 24
+    width: Count = 24
     """Channels at full size; doubled at every halving, up to 4 times."""
-    context: int = 0
+    context: CountOr0 = 0
     """Encoder blocks that look at neighbouring patches (0: equal patches get equal codes)."""
     quantizer: Literal["fsq", "vq"] = "fsq"
     """fsq has no codebook to collapse; vq learns one."""
     levels: tuple[int, ...] = (8, 5, 5, 5)
     """Levels per dimension of fsq; their product is the number of codes."""
-    codebook_size: int = 1024
+    codebook_size: Count = 1024
     """Codes of vq."""
-    steps: int = 400
+    steps: Count = 400
     """Optimizer updates."""
-    batch_size: int = 16
-    """Pictures per update."""
-    learning_rate: float = 2e-3
+    learning_rate: Positive = 2e-3
     """Peak of the cosine schedule (AdamW)."""
-    ema_decay: float = 0.995
-    """Decay of the weights' moving average; 0 keeps the last weights."""
-    checkpoint_every: int = 200
-    """Updates between checkpoints."""
-    keep_checkpoints: int = 2
-    """Checkpoints to keep."""
-    max_minutes: float | None = None
-    """Stop after this time, with a checkpoint."""
-    mixed_precision: Precision | None = None
-    """no, bf16 or fp16 (default: bf16 where it is faster)."""
-    threads: int | None = None
-    """CPU threads (default: PyTorch's choice)."""
     seed: int = 0
     """Seed of weights and batches."""
-    device: str | None = None
-    """cpu or cuda (default: the best one present)."""
-    tracker: Literal["none", "tensorboard", "wandb"] = "none"
-    """Where losses go beside metrics.jsonl."""
     out: str | None = None
     """The run's folder (default: runs/COMMAND-TIME); the tokenizer lands in tokenizer/."""
-    overwrite: bool = False
-    """Replace a run folder that is not empty."""
-    resume: str | None = None
-    """Continue the run in this folder, bit-exactly."""
 
     def __post_init__(self) -> None:
         """Raise ValueError where a value is out of range."""
-        counts = ("image_size", "width", "codebook_size", "steps", "batch_size")
-        check(self, at_least_1=(*counts, "checkpoint_every", "keep_checkpoints", "threads"))
-        check(self, positive=("learning_rate", "max_minutes"), unit=("ema_decay",))
-        check(self, not_negative=("context",))
+        check(self)
         if self.patch not in (2, 4, 8, 16):
             raise ValueError(f"patch is {self.patch}; it must be 2, 4, 8 or 16")
         if self.image_size % self.patch:
@@ -151,7 +128,7 @@ class NarTokenizerConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class NarTrainConfig:
+class NarTrainConfig(NarTraining, PictureTraining, RunFolder, Resumable, Presets):
     """Train a neighboring-autoregressive model on pictures of one's own."""
 
     data: str = ""
@@ -164,17 +141,17 @@ class NarTrainConfig:
     text_encoder: str | None = None
     """A frozen text encoder: a folder or Hub id of T5 or CLIP (default: a small one of its own,
     trained along)."""
-    text_tokens: int = 32
+    text_tokens: Count = 32
     """Tokens of a prompt."""
     preset: Literal["paper"] | None = None
     """paper: the published class-conditional recipe (arXiv 2503.10696, NAR-B)."""
     grid: str | None = None
     """Check that the tokenizer makes HxW tokens."""
-    width: int = 128
+    width: Count = 128
     """Width of the transformer."""
-    num_layers: int = 4
+    num_layers: Count = 4
     """Blocks of the trunk; the second head adds one."""
-    num_heads: int = 2
+    num_heads: Count = 2
     """Attention heads."""
     branch_depth: int = 0
     """Trunk blocks before the end at which the second head's block branches off (0: stacked)."""
@@ -184,83 +161,42 @@ class NarTrainConfig:
     """NAR's order, or a baseline: raster, or PAR-4x."""
     cond_rope: Literal["identity", "zero"] = "identity"
     """Rotary table of condition tokens; zero is that of the published checkpoints."""
-    head_loss: float = 0.0
+    head_loss: NotNegative = 0.0
     """Weight of an additional cross-entropy per head."""
-    dropout: float = 0.1
+    dropout: Share = 0.1
     """On embeddings, attention and feed-forward outputs."""
-    condition_dropout: float = 0.1
-    """Share of conditions replaced by none, for guidance."""
-    flip: bool = False
-    """Mirror half of the pictures (not where left and right matter)."""
-    steps: int = 500
+    steps: Count = 500
     """Optimizer updates."""
-    batch_size: int = 16
+    batch_size: Count = 16
     """Pictures per update over all processes."""
-    micro_batch_size: int | None = None
+    micro_batch_size: Count | None = None
     """Pictures per forward pass of a process (default: its whole share)."""
-    learning_rate: float = 1e-3
+    learning_rate: Positive = 1e-3
     """Peak learning rate (AdamW, betas 0.9 and 0.95)."""
     lr_schedule: Literal["cosine", "paper-steps", "constant"] = "cosine"
     """paper-steps: times 0.2 at 1/2, 2/3 and 5/6 of the run."""
-    warmup_steps: int = 20
+    warmup_steps: CountOr0 = 20
     """Updates of linear warm-up."""
-    weight_decay: float = 0.05
-    """On all tensors of two or more dimensions."""
-    max_grad_norm: float = 1.0
+    max_grad_norm: Positive = 1.0
     """Clips the gradient's norm."""
-    ema_decay: float = 0.995
-    """Decay of the weights' moving average; 0 keeps the last weights."""
-    sample_every: int = 0
+    sample_every: CountOr0 = 0
     """Updates between sample sheets in images/; 0 makes one at the end."""
-    checkpoint_every: int = 200
-    """Updates between checkpoints."""
-    keep_checkpoints: int = 2
-    """Checkpoints to keep."""
-    max_minutes: float | None = None
-    """Stop after this time, with a checkpoint."""
     checkpointing: bool = False
     """Recompute activations in the backward pass, to save memory."""
     compile: bool = False
     """Compile the transformer's blocks."""
-    mixed_precision: Precision | None = None
-    """no, bf16 or fp16 (default: bf16 where it is faster)."""
-    threads: int | None = None
-    """CPU threads (default: PyTorch's choice)."""
     seed: int = 0
     """Seed of weights, batches and dropout."""
-    device: str | None = None
-    """cpu or cuda (default: the best one present)."""
-    tracker: Literal["none", "tensorboard", "wandb"] = "none"
-    """Where losses go beside metrics.jsonl."""
-    out: str | None = None
-    """The run's folder (default: runs/COMMAND-TIME); the model lands in pipeline/."""
-    overwrite: bool = False
-    """Replace a run folder that is not empty."""
-    resume: str | None = None
-    """Continue the run in this folder, bit-exactly."""
-    filled: InitVar[dict[str, Any] | None] = None  # for dataclasses.replace alone
-
-    def __new__(cls, **given: Any):
-        """Remember what was given: a preset fills only the rest."""
-        config = super().__new__(cls)
-        object.__setattr__(config, "given", given)
-        return config
 
     def __post_init__(self, filled: dict[str, Any] | None) -> None:
         """Apply the preset; raise ValueError where a value is out of range."""
         fill_in(self, PRESETS, filled)
-        counts = ("text_tokens", "width", "num_layers", "num_heads", "steps", "batch_size")
-        more = ("micro_batch_size", "checkpoint_every", "keep_checkpoints", "threads")
-        check(self, at_least_1=(*counts, *more))
-        check(self, positive=("learning_rate", "max_grad_norm", "max_minutes"))
-        check(self, not_negative=("head_loss", "weight_decay", "warmup_steps", "sample_every"))
-        check(self, unit=("dropout", "condition_dropout", "ema_decay"))
+        check(self)
         if self.grid is not None:
             parse_grid(self.grid)
         imply_out(self)
 
 
-del NarTrainConfig.__annotations__["filled"]  # it is no setting
 # The paper's class-conditional recipe (section 4.1 and the authors' script, model B): 300 epochs
 # of ImageNet at batch 256.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -278,3 +214,102 @@ PRESETS: dict[str, dict[str, Any]] = {
         "ema_decay": 0.0,
     }
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class NarAlignConfig(LoraTraining, RunFolder, Resumable):
+    """Raise a reward by policy gradients (GRPO) or by preferences (DPO) on exact probabilities."""
+
+    model: str = "embedded/nar-scenes"
+    """embedded/NAME, a NAR pipeline's folder or a Hub id."""
+    method: Literal["grpo", "dpo"] = "grpo"
+    """grpo compares the images of a prompt's group; dpo prefers the best of them to the worst."""
+    reward: str = "scenes-clip"
+    """What to maximize: NAME[:ARGUMENT][=WEIGHT], joined by commas; needs no gradient."""
+    lora: tuple[str, ...] = ()
+    """Start from this LoRA (a file, folder, run or Hub id), optionally =WEIGHT."""
+    steps: Count = 100
+    """Updates, each on images of its own."""
+    batch_size: Count = 32
+    group_size: int = 8
+    """Images of a prompt in an update, which are compared with each other."""
+    micro_batch_size: Count | None = 16
+    """Images per forward pass with gradient."""
+    normalize_std: bool = True
+    """Divide a group's advantages by its standard deviation (grpo)."""
+    kl_weight: NotNegative = 0.01
+    """Weight of the divergence from the base model, in nats per token (grpo)."""
+    beta: Positive = 0.1
+    """Strength of the tie to the base model (dpo)."""
+    temperature: Positive = 1.0
+    """Of the policy: images are drawn, and their probabilities taken, at this temperature."""
+    guidance_scale: Annotated[float, "at least 1"] = 1.0
+    """Of the policy: from 1 on its probabilities are those of the guided mixture, which takes twice
+    the time; 1 is no guidance."""
+    learning_rate: Positive = 3e-4
+    """Peak learning rate (AdamW)."""
+    lora_rank: Count = 8
+    lora_targets: tuple[str, ...] | None = None
+    """Layers that get a LoRA, by the end of their names (default: attention and feed-forward)."""
+    seed: int = 0
+    """Prompts and images depend on it, the update and the image's index alone."""
+    device: str | None = None
+    """cpu, cuda or cuda:1 (default: the best one present)."""
+    mixed_precision: Literal["no", "bf16"] | None = None
+    """Of drawing and of probabilities: no or bf16 (default: bf16 where it is faster)."""
+
+    def __post_init__(self) -> None:
+        """Raise ValueError where a value is out of range."""
+        check(self)
+        if self.group_size < 2:
+            raise ValueError(
+                f"group_size is {self.group_size}; it must be at least 2, as the images of a "
+                "prompt are compared with each other"
+            )
+        if self.batch_size % self.group_size:
+            raise ValueError(
+                f"batch_size is {self.batch_size}; it must be a multiple of group_size, which is "
+                f"{self.group_size}"
+            )
+        if self.lora_targets == ():
+            raise ValueError("lora_targets is empty; name at least one layer, such as qkv")
+        imply_out(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NarConvertConfig(NarTraining, PictureTraining, RunFolder, Resumable):
+    """Turn a raster autoregressive model into NAR (FlashAR, arXiv 2605.09430) and fine-tune it."""
+
+    model: str = ""
+    """A raster pipeline (folder or run of `align nar train --decoding raster`), or a LlamaGen
+    class-conditional checkpoint (.pt or .safetensors)."""
+    tokenizer: str | None = None
+    """Of a LlamaGen checkpoint: its VQ-16 file."""
+    num_heads: Count | None = None
+    """Of a LlamaGen checkpoint: attention heads (B 12, L 16, XL 20)."""
+    grid: str | None = None
+    """Of a LlamaGen checkpoint: HxW tokens, such as 16x16."""
+    branch_depth: Count = 1
+    """Trunk blocks before the end at which the vertical branch starts."""
+    data: str = ""
+    """Pictures to fine-tune on, as for `align nar train`."""
+    steps: CountOr0 = 500
+    """Optimizer updates; 0 converts without fine-tuning."""
+    frozen_share: Share = 0.2
+    """Share of the updates in which only the branch, its head and the gate learn."""
+    trunk_scale: NotNegative = 0.2
+    """Learning rate of the trunk afterwards, as a share of the others'."""
+    head_loss: NotNegative = 0.05
+    """Weight of each head's own cross-entropy."""
+    learning_rate: Positive = 2e-5
+    """Peak of the cosine schedule."""
+    micro_batch_size: Count | None = None
+    """Pictures per forward pass (default: all)."""
+    ema_decay: Share = 0.0
+    seed: int = 0
+    """Seed of the gate, batches and dropout."""
+
+    def __post_init__(self) -> None:
+        """Raise ValueError where a value is out of range."""
+        check(self)
+        imply_out(self)

@@ -176,7 +176,7 @@ def test_another_network_or_tokenizer_is_refused_and_other_settings_are_told(tmp
         assert "other settings" not in caplog.text
         fitted(run, steps=3, seed=1, learning_rate=0.5, batch_size=4, **again)
     said = (
-        "resumed with other settings (steps 2, now 3, batch_size 2, now 4, "
+        "resumed with other settings (batch_size 2, now 4, steps 2, now 3, "
         "learning_rate 0.002, now 0.5, seed 0, now 1)"
     )
     assert said in caplog.text
