@@ -10,213 +10,125 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING
 
 import align
 from align.arguments import parse
 from align.checks import one_of
-from align.config import (
-    DemoConfig,
-    GenerateConfig,
-    LoraFilesConfig,
-    OptimizeRunConfig,
-    QuickstartConfig,
-    TrainConfig,
-)
-from align.nar import cli as nar
+
+if TYPE_CHECKING:
+    from align.config import DemoConfig, TrainConfig
 
 INPUT_ERRORS = (ValueError, TypeError, FileNotFoundError)
 
 
-def quickstart(args: list[str]) -> None:
-    """the main job on the embedded models in a few minutes, with a report"""
-    config = parse(QuickstartConfig, args, "quickstart")
-    from align.quickstart import quickstart as run
-
-    print(run(config))
-
-
-def generate(args: list[str]) -> None:
-    """images from prompts, with or without LoRA"""
-    config = parse(GenerateConfig, args, "generate")
-    from align.commands import generate_images
-
-    print(generate_images(config))
-
-
-def train(args: list[str]) -> None:
-    """AlignProp: LoRA fine-tuning by reward backpropagation"""
-    config = parse(TrainConfig, args, "train")
-    if config.dry_run:
-        from align.training.memory import plan, plan_text
-        from align.training.session import trained_reward
-
-        print(plan_text(config, *plan(config, trained_reward(config))))
-        return
-    if config.self_check:
-        from align.training.self_check import findings_text, self_check
-
-        findings = self_check(config)
-        print(findings_text(findings))
-        if not all(finding.passed for finding in findings):
-            raise RuntimeError("the self-check found a fault")
-        return
-    from align.processes import is_first
-    from align.train import train as run
-    from align.training.report import summary
-
-    folder = run(config).out
-    if is_first():  # one of several processes speaks
-        print(summary(folder))
-
-
-def evaluate(args: list[str]) -> None:
-    """a benchmark over prompts, with a judge that was not optimized"""
-    from align.evaluation.config import EvaluateConfig
-
-    config = parse(EvaluateConfig, args, "evaluate")
-    from align.evaluate import evaluate as run
-
-    print(run(config))
-
-
-def compare(args: list[str]) -> None:
-    """methods side by side at equal budgets, with judged quality against compute"""
-    from align.evaluation.config import CompareConfig
-
-    config = parse(CompareConfig, args, "compare")
-    from align.compare import compare as run
-
-    print(run(config))
-
-
-def optimize(args: list[str]) -> None:
-    """the noise of each prompt whose picture a reward likes best"""
-    config = parse(OptimizeRunConfig, args, "optimize")
-    from align.noise_opt.command import explain, optimize_prompts, summary
-
-    print(explain(config) if config.explain else summary(optimize_prompts(config)))
-
-
-def demo(args: list[str]) -> None:
-    """the web demo"""
-    config = parse(DemoConfig, args, "demo")
-    if importlib.util.find_spec("gradio") is None:
-        raise ValueError("the demo needs Gradio: pip install align-diffusion[demo]")
-    from align.demo.network import (  # pyright: ignore[reportMissingImports]
-        own_address_without_proxy,
-    )
-
-    with own_address_without_proxy(config.host, config.share):
-        from align.demo.serve import serve  # pyright: ignore[reportMissingImports]
-    serve(config)
-
-
-def models(args: list[str]) -> None:
-    """the models that can be named, and which are installed"""
-    no_arguments(args, "models")
-    from align.commands import model_table
-
-    print(model_table())
-
-
-def rewards(args: list[str]) -> None:
-    """the rewards and judges that can be named, and which are installed"""
-    no_arguments(args, "rewards")
-    from align.commands import reward_table
-
-    print(reward_table())
-
-
-def rewards_calibrate(args: list[str]) -> None:
-    """how rewards agree with ratings: `align rewards calibrate DATA --reward EXPR --out TABLE`"""
-    from align.config import CalibrateConfig
-
-    config = parse(CalibrateConfig, args, "rewards calibrate")
-    from align.calibrate import run
-
-    print(run(config))
-
-
-def rewards_explain(args: list[str]) -> None:
-    """why a score is low: `align rewards explain "PROMPT" PICTURE...`"""
-    from align.config import ExplainConfig
-
-    config = parse(ExplainConfig, args, "rewards explain")
-    from align.explain import run
-
-    print(run(config))
-
-
-def rewards_stress(args: list[str]) -> None:
-    """how far a reward can be raised before a judge that is not optimized falls"""
-    from align.config import StressConfig
-
-    config = parse(StressConfig, args, "rewards stress")
-    from align.stress import run
-
-    print(run(config))
-
-
-def fetch(args: list[str]) -> None:
-    """download the weights of published rewards; --list, --check"""
-    from align.config import FetchConfig
-
-    config = parse(FetchConfig, args, "fetch")
-    from align.fetch import run
-
-    print(run(config))
-
-
-def lora_mix(args: list[str]) -> None:
-    """the weighted sum of LoRAs: `align lora mix A=0.3 B=-0.7`"""
-    config = parse(LoraFilesConfig, args, "lora mix")
-    from align.lora_commands import mix_loras
-
-    print(mix_loras(config))
-
-
-def lora_export(args: list[str]) -> None:
-    """a LoRA in another layout, such as kohya's"""
-    config = parse(LoraFilesConfig, args, "lora export")
-    from align.lora_commands import export_one
-
-    print(export_one(config))
-
-
-def lora_merge(args: list[str]) -> None:
-    """a full model folder with a LoRA added to its weights"""
-    config = parse(LoraFilesConfig, args, "lora merge")
-    from align.lora_commands import merge_into_model
-
-    print(merge_into_model(config))
-
-
-COMMANDS: dict[str, Callable[[list[str]], None]] = {
-    "quickstart": quickstart,
-    "train": train,
-    "generate": generate,
-    "optimize": optimize,
-    "evaluate": evaluate,
-    "compare": compare,
-    "demo": demo,
-    "models": models,
-    "rewards": rewards,
-    "rewards calibrate": rewards_calibrate,
-    "rewards explain": rewards_explain,
-    "rewards stress": rewards_stress,
-    "fetch": fetch,
-    "nar generate": nar.nar_generate,
-    "nar train": nar.nar_train,
-    "nar tokenizer": nar.nar_tokenizer,
-    "nar align": nar.nar_align,
-    "nar convert": nar.nar_convert,
-    "lora mix": lora_mix,
-    "lora export": lora_export,
-    "lora merge": lora_merge,
+# What each command's settings are, who does it (a function of them that returns what to print), and
+# what `align --help` says. Nothing is imported before its command runs.
+COMMANDS: dict[str, tuple[str | None, str, str]] = {
+    "quickstart": (
+        "align.config:QuickstartConfig",
+        "align.quickstart:quickstart",
+        "the main job on the embedded models in a few minutes, with a report",
+    ),
+    "train": (
+        "align.config:TrainConfig",
+        "align.cli:train",
+        "AlignProp: LoRA fine-tuning by reward backpropagation",
+    ),
+    "generate": (
+        "align.config:GenerateConfig",
+        "align.commands:generate_images",
+        "images from prompts, with or without LoRA",
+    ),
+    "optimize": (
+        "align.config:OptimizeRunConfig",
+        "align.noise_opt.command:run",
+        "the noise of each prompt whose picture a reward likes best",
+    ),
+    "evaluate": (
+        "align.evaluation.config:EvaluateConfig",
+        "align.evaluate:evaluate",
+        "a benchmark over prompts, with a judge that was not optimized",
+    ),
+    "compare": (
+        "align.evaluation.config:CompareConfig",
+        "align.compare:compare",
+        "methods side by side at equal budgets, with judged quality against compute",
+    ),
+    "demo": ("align.config:DemoConfig", "align.cli:demo", "the web demo"),
+    "models": (
+        None,
+        "align.commands:model_table",
+        "the models that can be named, and which are installed",
+    ),
+    "rewards": (
+        None,
+        "align.commands:reward_table",
+        "the rewards and judges that can be named, and which are installed",
+    ),
+    "rewards calibrate": (
+        "align.config:CalibrateConfig",
+        "align.calibrate:run",
+        "how rewards agree with ratings: `align rewards calibrate DATA --reward EXPR --out TABLE`",
+    ),
+    "rewards explain": (
+        "align.config:ExplainConfig",
+        "align.explain:run",
+        'why a score is low: `align rewards explain "PROMPT" PICTURE...`',
+    ),
+    "rewards stress": (
+        "align.config:StressConfig",
+        "align.stress:run",
+        "how far a reward can be raised before a judge that is not optimized falls",
+    ),
+    "fetch": (
+        "align.config:FetchConfig",
+        "align.fetch:run",
+        "download the weights of published rewards; --list, --check",
+    ),
+    "nar generate": (
+        "align.nar.config:NarGenerateConfig",
+        "align.nar.commands:generate_nar",
+        "pictures by neighboring-autoregressive decoding",
+    ),
+    "nar train": (
+        "align.nar.config:NarTrainConfig",
+        "align.nar.train:train_nar",
+        "a neighboring-autoregressive model of one's own pictures",
+    ),
+    "nar tokenizer": (
+        "align.nar.config:NarTokenizerConfig",
+        "align.nar.train_tokenizer:train_tokenizer",
+        "an image tokenizer of one's own pictures",
+    ),
+    "nar align": (
+        "align.nar.config:NarAlignConfig",
+        "align.nar.commands:train_lora",
+        "raise a reward on a NAR model: GRPO or DPO with a LoRA",
+    ),
+    "nar convert": (
+        "align.nar.config:NarConvertConfig",
+        "align.nar.convert:convert_nar",
+        "a raster autoregressive model made into NAR",
+    ),
+    "lora mix": (
+        "align.config:LoraFilesConfig",
+        "align.lora_commands:mix_loras",
+        "the weighted sum of LoRAs: `align lora mix A=0.3 B=-0.7`",
+    ),
+    "lora export": (
+        "align.config:LoraFilesConfig",
+        "align.lora_commands:export_one",
+        "a LoRA in another layout, such as kohya's",
+    ),
+    "lora merge": (
+        "align.config:LoraFilesConfig",
+        "align.lora_commands:merge_into_model",
+        "a full model folder with a LoRA added to its weights",
+    ),
 }
-
-
 SMALL = (
     "quickstart",
     "train",
@@ -280,12 +192,62 @@ def _dispatch(arguments: list[str]) -> int:
             _quiet_libraries()
             if one_thread(command, arguments[words:], os.environ):
                 os.environ["OMP_NUM_THREADS"] = "1"  # PyTorch reads it as it is imported
-            COMMANDS[command](arguments[words:])
+            _carry_out(command, arguments[words:])
             return 0
     inside = [name for name in COMMANDS if name.startswith(f"{arguments[0]} ")]
     if inside:
         raise ValueError(f"`align {arguments[0]}` needs one of: {', '.join(inside)}")
     raise ValueError(f"there is no command {arguments[0]!r}; {one_of(arguments[0], COMMANDS)}")
+
+
+def _carry_out(command: str, arguments: list[str]) -> None:
+    """Read a command's settings, do it and print what it returns."""
+    settings, work, _ = COMMANDS[command]
+    if settings is None:
+        no_arguments(arguments, command)
+        said = resolve_name(work)()
+    else:
+        config = parse(resolve_name(settings), arguments, command)
+        said = resolve_name(work)(config)
+    if said is not None:
+        print(said)
+
+
+def train(config: "TrainConfig") -> str | None:
+    """Train, or say what it would take or whether it is sound; returns what to print.
+
+    Raises RuntimeError where the self-check found a fault.
+    """
+    if config.dry_run:
+        from align.training.memory import plan, plan_text
+        from align.training.session import trained_reward
+
+        return plan_text(config, *plan(config, trained_reward(config)))
+    if config.self_check:
+        from align.training.self_check import findings_text, self_check
+
+        findings = self_check(config)
+        print(findings_text(findings))
+        if not all(finding.passed for finding in findings):
+            raise RuntimeError("the self-check found a fault")
+        return None
+    from align.train import train as run
+    from align.training.report import summary_by_one
+
+    return summary_by_one(run(config).out)
+
+
+def demo(config: "DemoConfig") -> None:
+    """Serve the demo; the page is there before anything heavy is imported."""
+    if importlib.util.find_spec("gradio") is None:
+        raise ValueError("the demo needs Gradio: pip install align-diffusion[demo]")
+    from align.demo.network import (  # pyright: ignore[reportMissingImports]
+        own_address_without_proxy,
+    )
+
+    with own_address_without_proxy(config.host, config.share):
+        from align.demo.serve import serve  # pyright: ignore[reportMissingImports]
+    serve(config)
 
 
 def one_thread(command: str, arguments: list[str], environment: Mapping[str, str]) -> bool:
@@ -313,7 +275,7 @@ def _quiet_libraries() -> None:
 def usage() -> str:
     """The text of `align --help`."""
     width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {function.__doc__}" for name, function in COMMANDS.items()]
+    lines = [f"  {name:<{width}}  {text}" for name, (_, _, text) in COMMANDS.items()]
     commands = "\n".join(lines)
     return (
         "usage: align COMMAND [OPTIONS]\n\nAlign text-to-image models with rewards.\n\n"
@@ -324,7 +286,7 @@ def usage() -> str:
 def no_arguments(args: list[str], command: str) -> None:
     """Raise ValueError if a command that takes no arguments got some; answer --help."""
     if args in (["-h"], ["--help"]):
-        print(f"usage: align {command}\n\n{COMMANDS[command].__doc__}")
+        print(f"usage: align {command}\n\n{COMMANDS[command][2]}")
         sys.exit(0)
     if args:
         raise ValueError(f"`align {command}` takes no arguments, got {' '.join(args)}")

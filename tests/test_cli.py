@@ -1,10 +1,15 @@
 """The command line: help, exit statuses, one-line errors, `align generate` end to end."""
 
+import ast
+import dataclasses
 import json
 import os
 import resource
 import subprocess
 import sys
+from importlib.util import find_spec
+from pathlib import Path
+from pkgutil import resolve_name
 
 import pytest
 import torch
@@ -62,6 +67,25 @@ for command in COMMANDS:
         assert not main([*command.split(), "--help"]), command
 assert "torch" not in sys.modules
 """
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_a_command_names_settings_and_a_function_of_them(command):
+    settings, work, _ = cli.COMMANDS[command]
+    module, _, name = work.partition(":")
+    source = find_spec(module).origin
+    functions = {
+        one.name: one.args.args
+        for one in ast.parse(Path(source).read_text(encoding="utf-8")).body
+        if isinstance(one, ast.FunctionDef)
+    }
+    takes = [ast.unparse(one.annotation).strip("'") for one in functions[name]]
+    if settings is None:
+        assert takes == []
+    else:
+        kind = resolve_name(settings)
+        assert takes[0] == kind.__name__
+        assert dataclasses.is_dataclass(kind)
 
 
 def test_help_of_every_command_never_imports_torch():
@@ -127,10 +151,10 @@ def test_wrong_input_is_one_line_and_status_2(arguments, message, capsys, tmp_pa
     ],
 )
 def test_status_of_an_error(error, status, line, monkeypatch, capsys):
-    def fail(arguments):
+    def fail():
         raise error
 
-    monkeypatch.setitem(cli.COMMANDS, "models", fail)
+    monkeypatch.setattr("align.commands.model_table", fail)
     assert run("models") == status
     assert capsys.readouterr().err.startswith(line)
 

@@ -12,7 +12,6 @@ import pytest
 from doc_blocks import PAGES, ROOT, blocks, commands, python_blocks
 
 from align import arguments, cli
-from align.nar import cli as nar_cli
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 NOT_OURS = {
@@ -40,7 +39,7 @@ def parse_only(monkeypatch):
 
         return parse
 
-    for module in (cli, nar_cli, arguments):
+    for module in (cli, arguments):
         monkeypatch.setattr(module, "parse", stop(arguments_parse))
     monkeypatch.setattr(cli, "no_arguments", stop(cli_no_arguments))
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop(argparse_parse_args))

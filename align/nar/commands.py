@@ -1,4 +1,4 @@
-"""What `align nar generate` does."""
+"""What `align nar generate` and `align nar align` do."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +10,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from align.nar.clips import check_format, save_clip
-from align.nar.config import NarGenerateConfig, parse_grid
+from align.nar.config import NarAlignConfig, NarGenerateConfig, parse_grid
 from align.nar.load import load_nar_pipeline as load_nar_pipeline
 from align.nar.video_pipeline import NARVideoPipeline, filmstrip
 from align.prompts import load_prompts
 from align.rewards import load_reward
 from align.run import check_folder, image_grid, log_metrics, open_run, save_image
+from align.training.report import summary_by_one
 
 GRID_LIMIT = 64  # images in the overview picture
 CANDIDATE_STRIDE = 1_000_003  # between the seeds of an image's candidates
@@ -196,3 +197,10 @@ def _save(
             save_image(folder / name, image, **facts)
         record = {"image": name, "prompt": condition, "seed": drawn.seeds[row]}
         log_metrics(folder, index=first + row, **record, **scores)
+
+
+def train_lora(config: NarAlignConfig) -> str | None:
+    """What `align nar align` does; returns what to print."""
+    from align.nar.alignment import align_nar
+
+    return summary_by_one(align_nar(config).out)

@@ -265,3 +265,8 @@ def summary(run: Path) -> str:
         f"weighted score: {means['initial_total']:.4g} -> {means['best_total']:.4g} "
         f"(mean of {report['prompts']} prompts)\n{run}"
     )
+
+
+def run(config: OptimizeRunConfig) -> str:
+    """What `align optimize` does; returns what to print."""
+    return explain(config) if config.explain else summary(optimize_prompts(config))

@@ -7,6 +7,7 @@ from typing import Any
 
 from align.config import TrainConfig
 from align.files import brief, write_atomic, write_json
+from align.processes import is_first
 from align.run import read_metrics
 from align.training.judge import not_held_out
 from align.training.pictures import PICTURES
@@ -130,6 +131,11 @@ def figures(report: dict[str, Any]) -> list[str]:
 def judge_name(judge: dict[str, Any]) -> str:
     """What a report calls its judge; one that was trained on is not held out."""
     return "held-out judge" if judge.get("held_out", True) else "judge (also trained on)"
+
+
+def summary_by_one(folder: Path) -> str | None:
+    """`summary`, for one of several processes to print; None for the others."""
+    return summary(folder) if is_first() else None
 
 
 def summary(folder: Path) -> str:
