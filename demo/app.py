@@ -79,16 +79,8 @@ def connect(tabs: gr.Tabs, fields: dict[str, dict]) -> None:
         None,
         [to["generate"]["prompt"], to["generate"]["gallery"]],
         [tabs, to["nar"]["prompt"], to["nar"]["picture"]],
-        js=TO_NAR,
+        js="(...given) => alignDemo.toNar(...given)",
     )
-
-
-# The picture that is open in the gallery, else the first one.
-TO_NAR = """(prompt, gallery) => {
-  const open = document.querySelectorAll('#gallery .thumbnails button, #gallery .thumbnail-item');
-  const at = Math.max(0, [...open].findIndex((one) => one.classList.contains('selected')));
-  return [{selected: 'nar', __type__: 'update'}, prompt, gallery?.[at]?.image ?? null];
-}"""
 
 
 def copied(prompt: Any, model: Any, lora: Any, seed: Any) -> tuple:

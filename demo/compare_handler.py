@@ -2,18 +2,15 @@
 
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import gradio as gr
-
 from align.demo import values
 from align.demo.choices import check_lora, check_model, check_reward, nar_models
+from align.demo.drive import drive
 from align.demo.links import address
 from align.demo.messages import one_sentence, plural, progress, status
-from align.demo.streaming import stopped, until_stopped
 from align.evaluation.config import CompareConfig
 from align.evaluation.methods import parse_methods
 from align.report import command_line
@@ -28,6 +25,7 @@ METHODS = {
     "carinox": "Optimized noise (CARINOX)",
     "nar": "NAR",
 }
+OUTPUTS = ("gallery", "table", "status", "seed", "command")
 BUDGET = (1, 64)  # images
 
 
@@ -80,30 +78,23 @@ def labels(chosen: list[str], lora: tuple[str, ...]) -> str:
 
 
 def _run(config: CompareConfig, prompt: str, run_name: Any) -> Iterator[tuple]:
-    unchanged = gr.skip()
     command = command_line("compare", config) + "  # --prompts FILE: with the prompt as a line"
     yield [], "", status("Loading the models …"), config.seed, command
     from align.demo.comparing import compare_steps  # takes a while at first
 
-    done = None
+    def show(newer: "Compared", former: "Compared | None") -> Iterator[dict]:
+        changed: dict[str, Any] = {"status": running(newer)}
+        if former is None or len(newer.entries) > len(former.entries):
+            shown = gallery(newer, config, prompt, Path(folder))
+            changed |= {"gallery": shown, "table": table(newer)}
+        yield changed
+
+    def end(done: "Compared", early: bool) -> Iterator[dict]:
+        if done.entries:
+            yield {"status": finished(done, config, prompt, early)}
+
     with tempfile.TemporaryDirectory(prefix="align-demo-", ignore_cleanup_errors=True) as folder:
-        with closing(until_stopped(compare_steps(config, prompt), run_name)) as updates:
-            for newer in updates:
-                if newer is None:
-                    yield (unchanged,) * 5
-                    continue
-                fresh = done is None or len(newer.entries) > len(done.entries)
-                done = newer
-                shown = gallery(done, config, prompt, Path(folder)) if fresh else unchanged
-                told = table(done) if fresh else unchanged
-                yield shown, told, running(done), unchanged, unchanged
-        if done is None or not done.entries:
-            if stopped(run_name):
-                yield unchanged, unchanged, status("Stopped."), unchanged, unchanged
-                return
-            raise RuntimeError("the comparison ended without a picture")
-        early = stopped(run_name)
-        yield unchanged, unchanged, finished(done, config, prompt, early), unchanged, unchanged
+        yield from drive(OUTPUTS, compare_steps(config, prompt), run_name, show, end)
 
 
 def gallery(done: "Compared", config: CompareConfig, prompt: str, folder: Path) -> list:

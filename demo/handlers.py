@@ -8,7 +8,6 @@ import logging
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,9 +26,9 @@ from align.demo.choices import (
     models,
     nar_models,
 )
+from align.demo.drive import drive, update
 from align.demo.links import address
 from align.demo.messages import one_sentence, plural, progress, status
-from align.demo.streaming import stopped, until_stopped
 from align.report import command_line
 
 if TYPE_CHECKING:
@@ -37,6 +36,7 @@ if TYPE_CHECKING:
     from align.rewards.facts import Fact
 
 log = logging.getLogger(__name__)
+OUTPUTS = ("gallery", "seed", "status", "findings", "command")
 
 
 def model_defaults(model: Any) -> tuple[int, float, Any]:
@@ -91,34 +91,32 @@ def make_generate(allow_any_model: bool) -> Callable[..., Iterator[tuple]]:
 
 
 def _run(config: GenerateConfig, run_name: Any) -> Iterator[tuple]:
-    unchanged, command = gr.skip(), command_line("generate", config)
-    yield unchanged, config.seed, status("Loading the model …"), "", command
+    loading, command = status("Loading the model …"), command_line("generate", config)
+    yield update(OUTPUTS, seed=config.seed, status=loading, findings="", command=command)
     from align.demo.pictures import generate_steps, judge, save_pictures  # takes a while at first
 
-    update, shown = None, None
-    with closing(until_stopped(generate_steps(config), run_name)) as updates:
-        for newer in updates:
-            update = newer or update
-            if newer is None or update is None:
-                yield (unchanged,) * 5
-            elif update.settings:
-                break
-            else:
-                fresh = update.images is not None and update.images is not shown
-                shown = update.images
-                previews = _previews(update) if fresh else unchanged
-                yield previews, unchanged, running(update), unchanged, unchanged
-    if stopped(run_name):
-        yield unchanged, unchanged, status("Stopped."), unchanged, unchanged
-        return
-    if update is None or update.images is None:
-        raise RuntimeError("the generation ended without pictures")
-    verdicts = judge(config.model, config.prompt[0], update.images)
-    with tempfile.TemporaryDirectory(prefix="align-demo-") as folder:  # the page gets copies
-        paths = save_pictures(update.images, config, update.settings, Path(folder))
-        text = f"{plural(len(paths), 'picture')} in {update.seconds:.1f} s"
-        line = status(text, update.warnings, link(config))
-        yield gallery_of(paths, verdicts), config.seed, line, findings(verdicts, config), command
+    def show(newer: "Update", former: "Update | None") -> Iterator[dict]:
+        if newer.settings:  # the last, which `end` shows
+            return
+        fresh = newer.images is not None and (former is None or newer.images is not former.images)
+        yield {"status": running(newer)} | ({"gallery": _previews(newer)} if fresh else {})
+
+    def end(done: "Update", early: bool) -> Iterator[dict]:
+        if early or done.images is None:
+            return
+        verdicts = judge(config.model, config.prompt[0], done.images)
+        with tempfile.TemporaryDirectory(prefix="align-demo-") as folder:  # the page gets copies
+            paths = save_pictures(done.images, config, done.settings, Path(folder))
+            text = f"{plural(len(paths), 'picture')} in {done.seconds:.1f} s"
+            yield {
+                "gallery": gallery_of(paths, verdicts),
+                "seed": config.seed,
+                "status": status(text, done.warnings, link(config)),
+                "findings": findings(verdicts, config),
+                "command": command,
+            }
+
+    yield from drive(OUTPUTS, generate_steps(config), run_name, show, end)
 
 
 def _previews(update: "Update") -> list:

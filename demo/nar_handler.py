@@ -5,7 +5,6 @@ A model for clips gives GIFs; while they are drawn, their frames side by side.
 
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,10 +20,10 @@ from align.demo.choices import (
     nar_defaults,
     nar_models,
 )
-from align.demo.handlers import findings, gallery_of
+from align.demo.drive import drive
+from align.demo.handlers import OUTPUTS, findings, gallery_of
 from align.demo.links import address
 from align.demo.messages import one_sentence, plural, progress, status
-from align.demo.streaming import stopped, until_stopped
 from align.nar.config import NarGenerateConfig
 from align.report import command_line
 
@@ -78,31 +77,25 @@ def make_nar(allow_any_model: bool) -> Callable[..., Iterator[tuple]]:
 def _run(
     config: NarGenerateConfig, given: Any, share: float, compare: bool, run_name: Any
 ) -> Iterator[tuple]:
-    unchanged, command = gr.skip(), command_line("nar generate", config)
+    command = command_line("nar generate", config)
     command += "  # without the given corner" if given else ""
     yield [], config.seed, status("Loading the model …"), "", command
     from align.demo.drawing import Corner, wavefront_steps  # takes a while at first
 
     corner = Corner(given, share) if given else None
-    drawn, shown = None, None
-    with closing(until_stopped(wavefront_steps(config, corner, compare), run_name)) as updates:
-        for newer in updates:
-            drawn = newer or drawn
-            if newer is None or drawn is None:
-                yield (unchanged,) * 5
-                continue
-            fresh = drawn.images is not None and drawn.images is not shown
-            shown = drawn.images
-            if drawn.ended and fresh:
-                yield from _pictures(drawn, config, corner)
-            preview = _previews(drawn) if fresh and not drawn.ended else unchanged
-            yield preview, unchanged, running(drawn, config), unchanged, unchanged
-    if drawn is None or not drawn.ended:
-        if stopped(run_name):
-            yield unchanged, unchanged, status("Stopped."), unchanged, unchanged
-            return
-        raise RuntimeError("the decoding ended without pictures")
-    yield unchanged, unchanged, finished(drawn, config), unchanged, unchanged
+
+    def show(newer: "Drawn", former: "Drawn | None") -> Iterator[dict]:
+        fresh = newer.images is not None and (former is None or newer.images is not former.images)
+        if newer.ended and fresh:
+            yield from _pictures(newer, config, corner)
+        previews = {"gallery": _previews(newer)} if fresh and not newer.ended else {}
+        yield {"status": running(newer, config)} | previews
+
+    def end(done: "Drawn", early: bool) -> Iterator[dict]:
+        if done.ended:
+            yield {"status": finished(done, config)}
+
+    yield from drive(OUTPUTS, wavefront_steps(config, corner, compare), run_name, show, end)
 
 
 def _previews(drawn: "Drawn") -> list:
@@ -114,12 +107,9 @@ def _previews(drawn: "Drawn") -> list:
     return [to_pil(image) for image in images]
 
 
-def _pictures(
-    drawn: "Drawn", config: NarGenerateConfig, corner: "Corner | None"
-) -> Iterator[tuple]:
+def _pictures(drawn: "Drawn", config: NarGenerateConfig, corner: "Corner | None") -> Iterator[dict]:
     from align.demo.pictures import judge, judge_clips, save_pictures
 
-    unchanged = gr.skip()
     assert drawn.images is not None
     judged = judge if drawn.images.ndim == 4 else judge_clips
     verdicts = judged(config.model, config.prompt[0], drawn.images)
@@ -127,8 +117,7 @@ def _pictures(
     said |= {"corner_kept": corner.share} if corner else {}
     with tempfile.TemporaryDirectory(prefix="align-demo-") as folder:  # the page gets copies
         paths = save_pictures(drawn.images, config, said, Path(folder))
-        text = findings(verdicts, config)
-        yield gallery_of(paths, verdicts), unchanged, unchanged, text, unchanged
+        yield {"gallery": gallery_of(paths, verdicts), "findings": findings(verdicts, config)}
 
 
 def running(drawn: "Drawn", config: NarGenerateConfig) -> str:

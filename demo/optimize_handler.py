@@ -2,7 +2,6 @@
 
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -12,10 +11,10 @@ import gradio as gr
 from align.config import OptimizeRunConfig
 from align.demo import values
 from align.demo.choices import check_lora, check_model, check_reward
+from align.demo.drive import drive, update
 from align.demo.handlers import likely
 from align.demo.links import address
 from align.demo.messages import one_sentence, plural, progress, status
-from align.demo.streaming import stopped, until_stopped
 from align.optimize_config import Method
 from align.report import command_line
 
@@ -31,6 +30,10 @@ METHODS = {
     "langevin": "Langevin: follow the gradient with fresh noise",
     "carinox-paper": "CARINOX as published: five noises in full",
 }
+OUTPUTS = (
+    "best", "initial", "gallery", "curves", "status", "explanation", "noise", "seed", "command",
+    "facts",
+)  # fmt: skip
 WEIGHTS = ("category", "uniform")
 BUDGET = (1, 200)  # images
 STEPS = (1, 50)
@@ -77,44 +80,38 @@ def make_optimize(allow_any_model: bool) -> Callable[..., Iterator[tuple]]:
 
 
 def _run(config: OptimizeRunConfig, run_name: Any) -> Iterator[tuple]:
-    unchanged, command = gr.skip(), command_line("optimize", config)
-    loading = status("Loading the model and the rewards …")
-    yield None, None, [], "", loading, "", unchanged, config.seed, command, ""
+    yield update(
+        OUTPUTS, best=None, initial=None, gallery=[], curves="", explanation="", facts="",
+        status=status("Loading the model and the rewards …"), seed=config.seed,
+        command=command_line("optimize", config),
+    )  # fmt: skip
     from align.demo.search import search_steps  # takes a while at first
 
-    found = None
+    def show(newer: "Found", former: "Found | None") -> Iterator[dict]:
+        yield news(newer, former, config) | {"status": running(newer, config)}
+
+    def end(found: "Found", early: bool) -> Iterator[dict]:
+        if found.step is not None:
+            yield news(found, None, config) | {"status": finished(found, config, early)}
+
     with tempfile.TemporaryDirectory(prefix="align-demo-", ignore_cleanup_errors=True) as folder:
-        with closing(until_stopped(search_steps(config, Path(folder)), run_name)) as updates:
-            for newer in updates:
-                if newer is None:
-                    yield (unchanged,) * 10
-                else:
-                    yield frame(newer, found, config, running(newer, config))
-                    found = newer
-        if stopped(run_name) and (found is None or found.step is None):
-            yield (*(unchanged,) * 4, status("Stopped."), *(unchanged,) * 5)
-            return
-        if found is None or found.step is None:
-            raise RuntimeError("the search ended without a picture")
-        yield frame(found, None, config, finished(found, config, stopped(run_name)))
+        yield from drive(OUTPUTS, search_steps(config, Path(folder)), run_name, show, end)
 
 
-def frame(found: "Found", shown: "Found | None", config: OptimizeRunConfig, line: str) -> tuple:
-    """One update of the page; what it already shows is left alone."""
-    skip = gr.skip()
-    fresh = shown is None or found.best != shown.best
-    return (
-        found.best if fresh else skip,
-        found.initial if shown is None or found.initial != shown.initial else skip,
-        list(found.path) if fresh else skip,
-        curves(found) if found.step and found.rows != (shown.rows if shown else ()) else skip,
-        line,
-        explanation(found, config) if shown is None else skip,
-        gr.update(value=found.noise, interactive=True) if fresh and found.noise else skip,
-        skip,
-        skip,
-        facts_table(found) if fresh else skip,
-    )
+def news(found: "Found", shown: "Found | None", config: OptimizeRunConfig) -> dict[str, Any]:
+    """The outputs of which the page does not show yet what was found."""
+    changed: dict[str, Any] = {}
+    if shown is None:
+        changed["explanation"] = explanation(found, config)
+    if shown is None or found.initial != shown.initial:
+        changed["initial"] = found.initial
+    if found.step and found.rows != (shown.rows if shown else ()):
+        changed["curves"] = curves(found)
+    if shown is None or found.best != shown.best:
+        changed |= {"best": found.best, "gallery": list(found.path), "facts": facts_table(found)}
+        if found.noise:
+            changed["noise"] = gr.update(value=found.noise, interactive=True)
+    return changed
 
 
 def facts_table(found: "Found") -> str:

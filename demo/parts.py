@@ -1,6 +1,7 @@
 """What the tabs share: appearance, the browser's part, and pieces of layout."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -24,72 +25,12 @@ THEME = gr.themes.Default(
     input_placeholder_color="*neutral_500",
     input_placeholder_color_dark="*neutral_400",
 )
-CSS = """
-.gradio-container { max-width: min(1180px, 100vw) !important; min-width: 0 !important;
-  margin: 0 auto !important; }
-/* gradio measures its tabs in a hidden row, which must not widen a phone's page */
-.gradio-container .main, .gradio-container .wrap, .gradio-container main.contain,
-main.contain > .column, #tabs, #tabs > .tab-wrapper { min-width: 0 !important; max-width: 100%; }
-.pictures .grid-wrap { min-height: 0; max-height: none; overflow: visible; padding-top: 2.2rem; }
-.picture .image-frame { padding-top: 2.1rem; }
-.picture img { width: 100%; height: 100%; object-fit: contain; }
-@media (min-width: 700px) { /* more than four pictures: four in a row */
-  .pictures .grid-container:has(> :nth-child(5)) { grid-template-columns: repeat(4, 1fr); }
+HERE = Path(__file__).parent
+APPEARANCE = {  # for `launch`
+    "theme": THEME,
+    "css": (HERE / "page.css").read_text(encoding="utf-8"),
+    "head": f"<script>\n{(HERE / 'page.js').read_text(encoding='utf-8')}</script>",
 }
-#tabs button[role=tab][aria-selected=true] { color: var(--primary-700); }
-.dark #tabs button[role=tab][aria-selected=true] { color: var(--primary-300); }
-.status p, .findings p, .findings ul { margin: 0 0 .35rem; }
-.status progress { appearance: none; width: 100%; height: .5rem; border: 0; border-radius: 4px;
-  overflow: hidden; background: var(--neutral-300); }
-.status progress::-webkit-progress-bar { background: var(--neutral-300); }
-.status progress::-webkit-progress-value { background: var(--primary-500); }
-.status progress::-moz-progress-bar { background: var(--primary-500); }
-.status .warning { color: var(--body-text-color); }
-.status a { color: var(--link-text-color); text-decoration: underline; white-space: nowrap; }
-.findings ul { list-style: none; padding: 0; }
-.findings details { margin: .2rem 0 .5rem 1rem; font-variant-numeric: tabular-nums; }
-.findings summary { cursor: pointer; }
-.findings .good b { color: #15803d; }
-.findings .bad b { color: #b91c1c; }
-.dark .findings .good b { color: #4ade80; }
-.dark .findings .bad b { color: #fca5a5; }
-.findings.wide { overflow-x: auto; }
-.findings table, .findings tr { border: 0 !important; }
-.findings table { border-collapse: collapse; width: 100%; margin: .2rem 0 .6rem; }
-.findings caption { text-align: left; font-weight: 600; padding: .3rem 0; }
-.findings th, .findings td { text-align: left; padding: .3rem 1rem .3rem 0 !important;
-  vertical-align: top; border: 0 !important; font-variant-numeric: tabular-nums;
-  border-bottom: 1px solid var(--border-color-primary) !important; }
-.curves svg { width: 100%; height: auto; }
-.dark .curves svg { filter: invert(.88) hue-rotate(180deg); }
-.findings thead th { font-weight: 600; white-space: nowrap; }
-"""
-# Ctrl-Enter runs the tab in view; a link to the settings is copied, and stands in the address bar.
-# gradio labels its empty pictures but gives them no role, so that nobody reads the label.
-HEAD = """<script>
-new MutationObserver(() => {
-  for (const empty of document.querySelectorAll('div.empty[aria-label]:not([role])')) {
-    empty.setAttribute('role', 'img');
-  }
-}).observe(document.documentElement, {childList: true, subtree: true});
-document.addEventListener('keydown', (event) => {
-  if (!(event.ctrlKey || event.metaKey) || event.key !== 'Enter') return;
-  const run = [...document.querySelectorAll('button.run')].find((one) => one.offsetParent);
-  if (!run) return;
-  event.preventDefault();
-  event.stopPropagation();
-  run.click();
-}, true);
-document.addEventListener('click', (event) => {
-  const link = event.target.closest?.('a.permalink');
-  if (!link || event.ctrlKey || event.metaKey || event.shiftKey) return;
-  event.preventDefault();
-  history.replaceState(null, '', link.href);
-  navigator.clipboard?.writeText(link.href).catch(() => {});
-  link.textContent = 'Copied; it is in the address bar too';
-}, true);
-</script>"""
-APPEARANCE = {"theme": THEME, "css": CSS, "head": HEAD}  # for `launch`
 GPU = {"concurrency_id": "gpu", "concurrency_limit": 1}  # one computation at a time
 QUIET = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 EXAMPLES = [
@@ -99,16 +40,6 @@ EXAMPLES = [
     "a yellow star covering an orange ring",
     "a small black circle and a large orange star",
 ]
-
-
-def started(status_id: str) -> str:
-    """JavaScript that names a run as it is sent: Stop sends the name, and the run itself says
-    "Stopped." as it ends."""
-    return f"""(...inputs) => {{
-      const run = `${{Date.now()}}-${{Math.random()}}`;
-      document.getElementById('{status_id}').dataset.run = run;
-      return [...inputs.slice(0, -1), run];
-    }}"""
 
 
 def prompt_box(name: str) -> gr.Textbox:
@@ -133,10 +64,39 @@ def run_and_stop(tab: str, label: str = "Run") -> tuple[gr.Button, gr.Button]:
     return run, stop
 
 
-def wire_stop(stop: gr.Button, name: gr.Textbox, status_id: str) -> None:
-    """Stop ends the run that this page has named last."""
-    js = f"() => document.getElementById('{status_id}').dataset.run ?? ''"
-    stop.click(stop_run, name, None, js=js, queue=False, api_visibility="private")
+def on_run(
+    tab: str,
+    buttons: tuple[gr.Button, gr.Button],
+    prompt: gr.Textbox,
+    handler: Callable,
+    inputs: Sequence[Any],
+    outputs: Sequence[Any],
+    *,
+    shown: Any,
+    status: gr.HTML,
+    sent: str = "started",
+) -> None:
+    """Run, and Enter in the prompt, call a tab's handler, its endpoint; Stop ends that run.
+
+    The browser names a run in the handler's last argument as it is sent (`page.js`, by the
+    function `sent`), and Stop names it again. Progress is shown on the output `shown`.
+    """
+    run, stop = buttons
+    name = gr.Textbox("", label="Name of the run", visible=False)
+    gr.on(
+        [run.click, prompt.submit],
+        handler,
+        [*inputs, name],
+        outputs,
+        api_name=tab,
+        preprocess=False,  # the handler checks the values themselves
+        js=f"(...inputs) => alignDemo.{sent}('{status.elem_id}', inputs)",
+        show_progress_on=shown,
+        trigger_mode="once",
+        **GPU,
+    )
+    last = f"() => alignDemo.running('{status.elem_id}')"
+    stop.click(stop_run, name, None, js=last, queue=False, api_visibility="private")
 
 
 def pictures(tab: str, label: str = "Pictures", columns: int = 2) -> gr.Gallery:
@@ -230,6 +190,3 @@ def send(
 def with_choice(lora: Any) -> Any:
     """A LoRA for a list that may not know it yet."""
     return gr.update(choices=loras(), value=lora if isinstance(lora, str) else NO_LORA)
-
-
-Fields = Mapping[str, Any]

@@ -10,7 +10,6 @@ from align.demo.guard import Guard
 from align.demo.network import own_address_without_proxy
 
 log = logging.getLogger(__name__)
-FIRST_PORT = 7860
 QUEUE = 30  # visitors waiting; further ones are told that it is full
 
 

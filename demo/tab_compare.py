@@ -4,7 +4,6 @@ import gradio as gr
 
 from align.demo import compare_handler as handler
 from align.demo import parts
-from align.demo.parts import GPU
 
 
 def build(page: gr.Blocks, allow_any_model: bool) -> dict:
@@ -16,7 +15,7 @@ def build(page: gr.Blocks, allow_any_model: bool) -> dict:
     with gr.Row():
         with gr.Column(scale=4, min_width=300):
             prompt = parts.prompt_box("compare-prompt")
-            run, stop = parts.run_and_stop("compare", "Compare")
+            buttons = parts.run_and_stop("compare", "Compare")
             known = handler.methods()
             chosen = gr.CheckboxGroup(
                 [(text, name) for name, text in known.items()],
@@ -41,22 +40,12 @@ def build(page: gr.Blocks, allow_any_model: bool) -> dict:
             status = gr.HTML(label="Status", elem_id="compare-status")
     table = gr.HTML(label="Scores by method", elem_id="compare-table")
     command = parts.command_box("compare")
-    name = gr.Textbox("", label="Name of the run", visible=False)
     fields = {
         "prompt": prompt, "methods": chosen, "budget": budget, "reward": reward, "model": model,
         "lora": lora, "seed": seed, "randomize": randomize, "steps": steps, "guidance": guidance,
     }  # fmt: skip
-    gr.on(
-        [run.click, prompt.submit],
-        handler.make_compare(allow_any_model),
-        [*fields.values(), name],
-        [gallery, table, status, seed, command],
-        api_name="compare",
-        preprocess=False,  # the handler checks the values themselves
-        js=parts.started("compare-status"),
-        show_progress_on=gallery,
-        trigger_mode="once",
-        **GPU,
-    )
-    parts.wire_stop(stop, name, "compare-status")
+    parts.on_run(
+        "compare", buttons, prompt, handler.make_compare(allow_any_model), [*fields.values()],
+        [gallery, table, status, seed, command], shown=gallery, status=status,
+    )  # fmt: skip
     return fields

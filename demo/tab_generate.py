@@ -3,7 +3,7 @@
 import gradio as gr
 
 from align.demo import choices, handlers, parts
-from align.demo.parts import GPU, QUIET
+from align.demo.parts import QUIET
 
 
 def build(page: gr.Blocks, allow_any_model: bool) -> dict:
@@ -11,7 +11,7 @@ def build(page: gr.Blocks, allow_any_model: bool) -> dict:
     with gr.Row():
         with gr.Column(scale=4, min_width=300):
             prompt = parts.prompt_box("prompt")
-            run, stop = parts.run_and_stop("generate")
+            run_and_stop = parts.run_and_stop("generate")
             with gr.Accordion("Settings", open=False, elem_id="settings"):
                 fields = settings(page, allow_any_model)
         with gr.Column(scale=6, min_width=300):
@@ -24,20 +24,11 @@ def build(page: gr.Blocks, allow_any_model: bool) -> dict:
                 to_nar = gr.Button("Outpaint with NAR", size="sm", min_width=120)
     gr.Examples([[text] for text in parts.EXAMPLES], prompt, label="Examples")
     command = parts.command_box("generate")
-    name = gr.Textbox("", label="Name of the run", visible=False)
-    gr.on(
-        [run.click, prompt.submit],
-        handlers.make_generate(allow_any_model),
-        [prompt, *fields.values(), name],
-        [gallery, fields["seed"], status, findings, command],
-        api_name="generate",
-        preprocess=False,  # the handler checks the values themselves
-        js=parts.started("status"),
-        show_progress_on=gallery,
-        trigger_mode="once",
-        **GPU,
-    )
-    parts.wire_stop(stop, name, "status")
+    parts.on_run(
+        "generate", run_and_stop, prompt, handlers.make_generate(allow_any_model),
+        [prompt, *fields.values()], [gallery, fields["seed"], status, findings, command],
+        shown=gallery, status=status,
+    )  # fmt: skip
     buttons = {"optimize": to_optimize, "compare": to_compare, "nar": to_nar}
     return {"prompt": prompt, **fields, "gallery": gallery, "buttons": buttons}
 

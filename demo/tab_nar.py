@@ -7,26 +7,9 @@ import gradio as gr
 from align.demo import nar_handler as handler
 from align.demo import parts
 from align.demo.choices import nar_clip_models, nar_defaults, nar_models
-from align.demo.parts import GPU, QUIET
+from align.demo.parts import QUIET
 
 CLIP_EXAMPLE = "a red circle moving right"
-# The picture goes to the server as the file's own bytes: no path is ever taken from a browser.
-STARTED = """async (...inputs) => {
-  const run = `${Date.now()}-${Math.random()}`;
-  document.getElementById('nar-status').dataset.run = run;
-  const [share] = inputs.slice(-2, -1);
-  const picture = document.querySelector('#nar-picture img');
-  let bytes = '';
-  if (picture?.src) {
-    const blob = await (await fetch(picture.src)).blob();
-    bytes = await new Promise((done) => {
-      const reader = new FileReader();
-      reader.onload = () => done(reader.result);
-      reader.readAsDataURL(blob);
-    });
-  }
-  return [...inputs.slice(0, -3), bytes, share, run];
-}"""
 
 
 def build(page: gr.Blocks, allow_any_model: bool) -> dict:
@@ -40,7 +23,7 @@ def build(page: gr.Blocks, allow_any_model: bool) -> dict:
     with gr.Row():
         with gr.Column(scale=4, min_width=300):
             prompt = parts.prompt_box("nar-prompt")
-            run, stop = parts.run_and_stop("nar")
+            buttons = parts.run_and_stop("nar")
             count = gr.Slider(
                 *handler.IMAGES, 4, step=1, label="Number of images", elem_id="nar-count"
             )
@@ -71,20 +54,12 @@ def build(page: gr.Blocks, allow_any_model: bool) -> dict:
                 to_compare = gr.Button("Compare methods", size="sm", min_width=120)
     command = parts.command_box("nar")
     sent = gr.Textbox("", label="Picture", visible=False)
-    name = gr.Textbox("", label="Name of the run", visible=False)
-    gr.on(
-        [run.click, prompt.submit],
-        handler.make_nar(allow_any_model),
-        [prompt, *fields.values(), count, compare, sent, share, name],
+    parts.on_run(
+        "nar", buttons, prompt, handler.make_nar(allow_any_model),
+        [prompt, *fields.values(), count, compare, sent, share],
         [gallery, fields["seed"], status, findings, command],
-        api_name="nar",
-        preprocess=False,  # the handler checks the values themselves
-        js=STARTED,
-        show_progress_on=gallery,
-        trigger_mode="once",
-        **GPU,
-    )
-    parts.wire_stop(stop, name, "nar-status")
+        shown=gallery, status=status, sent="startedWithPicture",
+    )  # fmt: skip
     own = [fields["guidance"], fields["temperature"]]
     model, lora = fields["model"], fields["lora"]
     model.input(handler.model_defaults, model, [*own, lora], **QUIET)

@@ -4,7 +4,6 @@ import gradio as gr
 
 from align.demo import optimize_handler as handler
 from align.demo import parts
-from align.demo.parts import GPU
 
 
 def build(page: gr.Blocks, allow_any_model: bool) -> dict:
@@ -16,7 +15,7 @@ def build(page: gr.Blocks, allow_any_model: bool) -> dict:
     with gr.Row():
         with gr.Column(scale=4, min_width=300):
             prompt = parts.prompt_box("optimize-prompt")
-            run, stop = parts.run_and_stop("optimize")
+            run_and_stop = parts.run_and_stop("optimize")
             reward = parts.reward_box("optimize", allow_any_model)
             method = gr.Dropdown(
                 handler.method_choices(), value="carinox", label="Method", elem_id="optimize-method"
@@ -42,7 +41,6 @@ def build(page: gr.Blocks, allow_any_model: bool) -> dict:
         with gr.Column(scale=6, min_width=300):
             shown = outputs()
     command = parts.command_box("optimize")
-    name = gr.Textbox("", label="Name of the run", visible=False)
     fields = {
         "prompt": prompt, "reward": reward, "weights": weights, "method": method,
         "budget": budget, "model": model, "lora": lora, "seed": seed, "randomize": randomize,
@@ -50,19 +48,11 @@ def build(page: gr.Blocks, allow_any_model: bool) -> dict:
     }  # fmt: skip
     buttons = {"generate": shown.pop("generate"), "compare": shown.pop("compare")}
     facts = shown.pop("facts")
-    gr.on(
-        [run.click, prompt.submit],
-        handler.make_optimize(allow_any_model),
-        [*fields.values(), name],
-        [*shown.values(), seed, command, facts],
-        api_name="optimize",
-        preprocess=False,  # the handler checks the values themselves
-        js=parts.started("optimize-status"),
-        show_progress_on=shown["best"],
-        trigger_mode="once",
-        **GPU,
-    )
-    parts.wire_stop(stop, name, "optimize-status")
+    parts.on_run(
+        "optimize", run_and_stop, prompt, handler.make_optimize(allow_any_model),
+        [*fields.values()], [*shown.values(), seed, command, facts],
+        shown=shown["best"], status=shown["status"],
+    )  # fmt: skip
     return {**fields, "buttons": buttons}
 
 
