@@ -8,11 +8,10 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from numpy import ndarray
-from torch import Tensor
 
 from align.config import CalibrateConfig
 from align.files import atomic_path, write_json
-from align.picture_files import read_picture
+from align.picture_files import read_image
 from align.prompts import load_prompts
 from align.rewards import load_reward
 from align.trust import (
@@ -81,11 +80,6 @@ def _category(prompt: str) -> str:
         return category(prompt)
     except ValueError:
         return "all"
-
-
-def read_image(path: Path) -> Float[Tensor, "3 h w"]:
-    """A picture as RGB in [0, 1]. Raises ValueError if it cannot be read as one."""
-    return torch.from_numpy(np.array(read_picture(path))).permute(2, 0, 1).float() / 255
 
 
 @torch.no_grad()

@@ -3,14 +3,14 @@
 import re
 
 
-def _words(text: str) -> frozenset[str]:
+def words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
 _COUNTED = "one two three four five six seven eight nine ten eleven twelve"
 NUMBERS = {word: n for n, word in enumerate(_COUNTED.split(), start=1)}
 NUMBER_WORDS = {n: word for word, n in NUMBERS.items()}
-DETERMINERS = _words("""
+DETERMINERS = words("""
 a an the this that these those some his her its their my your our each every several many few
 another both
 """)
@@ -24,31 +24,41 @@ towards|off|upon|among|beyond|covering|with|from|for|to|without|during|about|lik
 # as lists of words, longest first
 PREPOSITIONS = sorted((p.split() for p in _PREPOSITIONS.split("|")), key=len, reverse=True)
 # these join phrases but state no place
-JOINING = _words("with from for to without during about like as of")
-COPULAS = _words("is are was were be been being am has have had")
-BOUNDARIES = _words("""
+JOINING = words("with from for to without during about like as of")
+COPULAS = words("is are was were be been being am has have had")
+BOUNDARIES = words("""
 and or but while , . ; : ! ? who which there here then not also together away outdoors indoors
 """)
-PRONOUNS = _words("it he she they them him himself herself themselves each other")
-PICTURES = _words("photo photograph picture image painting drawing illustration portrait")
-ATTRIBUTES = _words("""
+PRONOUNS = words("it he she they them him himself herself themselves each other")
+PICTURES = words("photo photograph picture image painting drawing illustration portrait")
+COLORS = words("""
 red orange yellow green blue purple violet pink brown black white grey gray golden gold silver
 beige teal turquoise cyan magenta maroon navy cream tan lavender crimson
-
+""")
+SIZES = words("""
 big small large little tiny huge giant tall short long wide narrow thick thin heavy light
-
+""")
+SHAPES = words("""
 round square oval rectangular triangular circular spherical cubic conical cylindrical pyramidal
 pentagonal hexagonal octagonal diamond teardrop oblong flat curved pointed sharp crescent
-
+""")
+TEXTURES = words("""
 wooden metallic metal leather glass plastic rubber fabric fluffy cotton wool woolen silk stone
 brick concrete ceramic paper velvet denim furry steel marble smooth rough soft hard shiny matte
 striped checkered spotted solid
-
+""")
+ATTRIBUTES = (
+    COLORS
+    | SIZES
+    | SHAPES
+    | TEXTURES
+    | words("""
 old young new modern ancient vintage sleek sturdy elegant cute open closed empty full bright dark
 dim warm cold hot wet dry clean dirty delicate vibrant colorful fresh ripe sweet vast deep high low
 beautiful quiet busy gentle
 """)
-VERBS = _words("""
+)
+VERBS = words("""
 sit stand lie lay hold walk run jump play eat drink read write watch look ride drive fly swim sleep
 rest lean hang wear carry push pull throw catch kick hit cook cut paint draw sing dance talk speak
 smile laugh cry work use make take give show have hug kiss chase climb cross fall float glow grow

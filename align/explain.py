@@ -4,9 +4,9 @@ from pathlib import Path
 
 import torch
 
-from align.calibrate import read_image
 from align.config import ExplainConfig
 from align.models import torch_device
+from align.picture_files import read_image
 from align.rewards import load_reward
 from align.rewards.facts import explain
 

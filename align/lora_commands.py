@@ -1,6 +1,5 @@
 """What `align lora mix`, `lora export` and `lora merge` do."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ from align.files import clear_disk_errors
 from align.lora import export_lora, merge_lora
 from align.lora_files import find_lora, mix, parse_lora
 from align.models import load_pipeline
+from align.provenance import run_of
 from align.run import check_folder, open_run
 
 HALF_WRITTEN = ".part"
@@ -32,7 +32,7 @@ def mix_loras(config: LoraFilesConfig) -> Path:
 def export_one(config: LoraFilesConfig) -> Path:
     """Write LoRAs (the weighted sum of several) in another layout; returns the file or folder."""
     _need(config, "lora export")
-    pipe = load_pipeline(_model_of(config))
+    pipe = load_pipeline(model_of(config))
     folder = open_run(config.out, config, config.overwrite, command="lora-export")
     target = folder if config.format == "diffusers" else folder / "lora.safetensors"
     return export_lora(pipe, list(config.source), target, config.format)
@@ -41,7 +41,7 @@ def export_one(config: LoraFilesConfig) -> Path:
 def merge_into_model(config: LoraFilesConfig) -> Path:
     """Write a full pipeline folder with the LoRAs added to its weights; returns the folder."""
     _need(config, "lora merge")
-    pipe: Any = load_pipeline(_model_of(config), lora=config.source)
+    pipe: Any = load_pipeline(model_of(config), lora=config.source)
     merge_lora(pipe)
     folder = open_run(config.out, config, config.overwrite, command="lora-merge")
     unfinished = folder / HALF_WRITTEN
@@ -62,14 +62,11 @@ def _need(config: LoraFilesConfig, command: str, minimum: int = 1) -> None:
     check_folder(config.out, config.overwrite)
 
 
-def _model_of(config: LoraFilesConfig) -> str:
+def model_of(config: LoraFilesConfig) -> str:
     """The model named, else that of the run which trained the first LoRA."""
     if config.model:
         return config.model
     path = find_lora(parse_lora(config.source[0])[0])
-    for folder in (path.parent, path.parent.parent):
-        run = folder / "run.json"
-        saved = json.loads(run.read_text(encoding="utf-8")) if run.is_file() else {}
-        if model := saved.get("config", {}).get("model"):
-            return model
+    if model := run_of(str(path)).get("config", {}).get("model"):
+        return model
     raise ValueError(f"--model is needed: no run.json beside {path} says which model it is for")

@@ -3,9 +3,14 @@
 import io
 import warnings
 from pathlib import Path, PurePath
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 # What Pillow raises for a file that is no picture, damaged or far too large.
@@ -29,6 +34,13 @@ def read_picture(source: Path | bytes, name: str | None = None) -> Image.Image:
             return rgb(image)
     except (*FAULTS, ValueError) as error:
         raise ValueError(f"{name or source} cannot be read as a picture: {error}") from error
+
+
+def read_image(source: Path | bytes) -> "Float[Tensor, '3 h w']":
+    """A picture file as RGB in [0, 1]. Raises ValueError naming one that cannot be read."""
+    import torch
+
+    return torch.from_numpy(np.array(read_picture(source))).permute(2, 0, 1).float() / 255
 
 
 def rgb(image: Image.Image) -> Image.Image:

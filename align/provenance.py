@@ -14,11 +14,16 @@ from align.rewards.identity import shared, terms_of
 DEPTH = 3  # folders between a run and the LoRA file of one of its checkpoints
 
 
+def run_of(source: str) -> dict[str, Any]:
+    """The run.json of the run that wrote a LoRA or model; empty where none is near."""
+    folder = _folder_of(source)
+    return {} if folder is None else _saved(folder)
+
+
 def trained_reward(lora: str) -> str | None:
     """The reward of the run that a LoRA comes from; None where that is not known, or was a
     function given in Python, of which the run has the name alone."""
-    folder = _run_of(lora)
-    return None if folder is None else _reward(_config(folder))
+    return _reward(run_of(lora).get("config") or {})
 
 
 def trained_terms(sources: Sequence[str]) -> list[str]:
@@ -52,10 +57,10 @@ def _history(source: str, base: Path = Path(), seen: frozenset = frozenset()) ->
     """(name, config) of the run that wrote a LoRA or model, and of those before it."""
     # names in a run.json are relative to where that run was started
     places = [str(place / source) for place in (Path(), base, *base.parents)]
-    folder = next((found for place in places if (found := _run_of(place))), None)
+    folder = next((found for place in places if (found := _folder_of(place))), None)
     if folder is None or folder in seen:
         return
-    config = _config(folder)
+    config = _saved(folder).get("config") or {}
     yield source, config
     before = [*(config.get("lora") or ()), *(config.get("source") or ()), config.get("model")]
     for one in before:
@@ -70,7 +75,7 @@ def _path(source: str) -> Path:
     return path if path.exists() else Path(source.rpartition("=")[0] or source).expanduser()
 
 
-def _run_of(source: str) -> Path | None:
+def _folder_of(source: str) -> Path | None:
     path = _path(source)
     if not path.exists():
         return None
@@ -79,9 +84,8 @@ def _run_of(source: str) -> Path | None:
     return next((one.resolve() for one in folders if (one / "run.json").is_file()), None)
 
 
-def _config(folder: Path) -> dict[str, Any]:
-    saved = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    return saved.get("config") or {}
+def _saved(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "run.json").read_text(encoding="utf-8"))
 
 
 def _reward(config: dict[str, Any]) -> str | None:

@@ -192,8 +192,9 @@ def curve_plot(
         if smooth > 1:
             axes.plot(x, y, ".", color=color, alpha=0.3, markersize=4)
             errors = [2 * stdev(part) / len(part) ** 0.5 if part[1:] else 0.0 for part in tails]
-            ends = [[m + sign * e for m, e in zip(means, errors, strict=True)] for sign in (-1, 1)]
-            axes.fill_between(x, *ends, color=color, alpha=0.15, linewidth=0)
+            pairs = list(zip(means, errors, strict=True))
+            low, high = [m - e for m, e in pairs], [m + e for m, e in pairs]
+            axes.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
         marker = "o" if len(x) < 3 else None
         axes.plot(x, means, color=color, linewidth=2, marker=marker, label=name)
     axes.set(xlabel=xlabel, ylabel=ylabel)

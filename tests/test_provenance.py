@@ -7,12 +7,14 @@ import torch
 from tiny import tiny_pipeline
 
 import align
-from align.config import OptimizeConfig
+from align.config import LoraFilesConfig, OptimizeConfig
 from align.evaluation.config import CompareConfig, EvaluateConfig
 from align.evaluation.judging import Judges, load_judges, optimized_terms
 from align.evaluation.methods import parse_methods
+from align.evaluation.nar_methods import nar_source
+from align.lora_commands import model_of
 from align.prompts import PromptSet
-from align.provenance import choosing_terms, trained_terms
+from align.provenance import choosing_terms, run_of, trained_terms
 from align.rewards import load_judge, load_reward
 from align.rewards.identity import shared, terms_of
 
@@ -23,6 +25,23 @@ def wrote(folder, **config):
     (folder / "lora" / "pytorch_lora_weights.safetensors").write_bytes(b"")
     (folder / "run.json").write_text(json.dumps({"config": config}))
     return str(folder)
+
+
+def test_a_lora_tells_its_run_wherever_it_lies_in_it(tmp_path):
+    """Also a checkpoint, three folders below it: `align compare` and `align lora` ask alike."""
+    run = tmp_path / "run"
+    wrote(run, model="runs/nar-model", reward="jpeg")
+    saved = json.loads((run / "run.json").read_text()) | {"command": "nar align"}
+    (run / "run.json").write_text(json.dumps(saved))
+    checkpoint = run / "checkpoints" / "step-2" / "lora.safetensors"
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.write_bytes(b"")
+    for place in (run, run / "lora", run / "lora/pytorch_lora_weights.safetensors", checkpoint):
+        assert run_of(str(place)) == saved
+        assert run_of(f"{place}=0.5") == saved
+        assert nar_source(str(place)) == ("runs/nar-model", (str(place),))
+        assert model_of(LoraFilesConfig(source=(f"{place}=0.5",))) == "runs/nar-model"
+    assert run_of(str(tmp_path / "nothing")) == {}
 
 
 def warning(judge, reward=None, methods="base,bon", **settings):

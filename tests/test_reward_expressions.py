@@ -10,7 +10,6 @@ from align.rewards.expression import (
     format_expression,
     leaves,
     parse_expression,
-    suggest,
 )
 
 names = st.from_regex(r"[a-z][a-z0-9-]{0,8}", fullmatch=True).filter(lambda n: not n.endswith("py"))
@@ -91,11 +90,6 @@ def test_weights_arguments_and_functions():
 def test_a_malformed_expression_says_where(text, message):
     with pytest.raises(ValueError, match=message):
         parse_expression(text)
-
-
-def test_suggestions():
-    assert suggest("scene-clip", ["scenes-clip", "jpeg"]) == "did you mean scenes-clip?"
-    assert suggest("xyz", ["scenes-clip", "jpeg"]) == "known are jpeg, scenes-clip"
 
 
 def test_a_setting_may_have_a_number_for_its_value():

@@ -1,6 +1,5 @@
 """NAR pictures in evaluations: which model a method names, drawing, and what it costs."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from align.evaluation.spending import spending
 from align.lora_files import parse_lora
+from align.provenance import run_of
 from align.rewards.reward import Reward
 
 DEFAULT = "embedded/nar-scenes"
@@ -27,12 +27,8 @@ def nar_source(value: str) -> tuple[str, tuple[str, ...]]:
         return DEFAULT, ()
     if model or not folder.exists():  # embedded/NAME, a Hub id, or a folder that is not there
         return value, ()
-    for place in (folder, *list(folder.parents)[:2]):
-        if (place / "run.json").is_file():
-            run = json.loads((place / "run.json").read_text(encoding="utf-8"))
-            if run.get("command") == "nar align":
-                return run["config"]["model"], (value,)
-    return DEFAULT, (value,)
+    run = run_of(value)
+    return run["config"]["model"] if run.get("command") == "nar align" else DEFAULT, (value,)
 
 
 @torch.no_grad()

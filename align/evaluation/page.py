@@ -5,8 +5,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from PIL import Image
-
 from align import report as html
 from align.evaluation import plots
 from align.evaluation.run import Plan
@@ -20,6 +18,7 @@ from align.evaluation.wording import (
     number,
 )
 from align.files import atomic_path, finite, write_atomic, write_json
+from align.picture_files import read_picture
 from align.report import Shot, command_line, objects_text
 
 SHOWN_PER_CATEGORY = 1
@@ -113,8 +112,7 @@ def shots(
 
 def _shot(folder: Path, name: str, result: dict[str, Any], report: dict[str, Any]) -> Shot:
     scores = result["scores"]
-    with Image.open(folder / result["image"]) as opened:
-        image = opened.convert("RGB")
+    image = read_picture(folder / result["image"])
     if "exact" in scores:
         seen = [SimpleNamespace(**one) for one in scores["objects"]]
         return Shot(image, name, objects_text(seen), good=scores["exact"] == 1)

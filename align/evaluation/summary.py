@@ -3,13 +3,11 @@
 import dataclasses
 import itertools
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from PIL import Image
 from torch import Tensor
 
 from align.evaluation.diversity import MEASURES, feature_diversity, scene_diversity
@@ -28,6 +26,7 @@ from align.evaluation.quality import (
 from align.evaluation.run import Plan
 from align.evaluation.spending import QUIET_LOAD
 from align.evaluation.statistics import BOUNDS, Estimate, difference, estimate
+from align.picture_files import read_image
 from align.rewards.identity import terms_of
 from align.run import describe_run
 
@@ -189,7 +188,8 @@ class _Extras:
     def figures(self, method: str, budget: str | None) -> dict[str, Any]:
         """What one method at one budget gets."""
         groups = [results_of(record, method, budget) for record in self.records]
-        images = [[_load(self.plan.folder / one["image"]) for one in group] for group in groups]
+        folder = self.plan.folder
+        images = [[read_image(folder / one["image"]) for one in group] for group in groups]
         every = [image for group in images for image in group]
         found: dict[str, Any] = {}
         made = in_batches(self.features, every) if self.features else None
@@ -252,9 +252,3 @@ def _feature_network(plan: Plan) -> tuple[Features | None, str | None]:
 def _nearest(images: Sequence[Tensor], training: Tensor) -> dict[str, float]:
     apart = nearest_distance(images, training)
     return {"mean": apart.mean().item(), "least": apart.min().item()}
-
-
-def _load(path: Path) -> Float[Tensor, "3 h w"]:
-    with Image.open(path) as image:
-        pixels = np.array(image.convert("RGB"))
-    return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255

@@ -10,8 +10,9 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 
+from align import english_words
 from align.decompose import Assertion, decompose
-from align.english_words import VERBS, verb_base
+from align.english_words import VERBS, verb_base, words
 from align.scenes import category as scenes_category
 
 COMPBENCH = (
@@ -21,24 +22,10 @@ ADDED = ("size", "text", "emotion")
 CATEGORIES = (*COMPBENCH, *ADDED, "single")
 
 
-def _words(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
-COLORS = _words("""
-red orange yellow green blue purple violet pink brown black white grey gray golden gold silver
-beige teal turquoise cyan magenta maroon navy cream tan lavender crimson colored colorful
-""")
-SHAPES = _words("""
-round square oval rectangular triangular circular spherical cubic conical cylindrical pyramidal
-pentagonal hexagonal octagonal diamond teardrop oblong flat curved pointed crescent long tall short
-big small large little huge tiny wide narrow thick thin sphere cube cone cylinder pyramid
-""")
-TEXTURES = _words("""
-wooden metallic metal leather glass plastic rubber fabric fluffy cotton wool woolen silk stone
-brick concrete ceramic paper velvet denim furry steel marble smooth rough soft hard shiny matte
-striped checkered spotted fuzzy
-""")
+COLORS = english_words.COLORS | words("colored colorful")
+SHAPES = english_words.SHAPES | english_words.SIZES | words("sphere cube cone cylinder pyramid")
+SHAPES -= words("sharp giant heavy light")
+TEXTURES = english_words.TEXTURES - words("solid") | words("fuzzy")
 LEFT_RIGHT = re.compile(
     r"\b(left|right|top|bottom|above|below|over|under|underneath|beneath|next to|near|beside|"
     r"(?:on )?(?:the )?side of)\b"
@@ -120,7 +107,7 @@ def _evidence(prompt: str) -> dict[str, float]:
 def _kind(attribute: Assertion) -> str:
     """What an attribute speaks of: color, texture, shape or other."""
     spoken = " ".join(attribute.subject.attributes) if attribute.subject else ""
-    words = set(re.findall(r"[a-z]+", spoken))
-    if words & COLORS:
+    said = set(re.findall(r"[a-z]+", spoken))
+    if said & COLORS:
         return "color"
-    return "texture" if words & TEXTURES else "shape" if words & SHAPES else "other"
+    return "texture" if said & TEXTURES else "shape" if said & SHAPES else "other"

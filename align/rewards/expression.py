@@ -11,7 +11,6 @@ Where `KEY=NUMBER` ends an argument and KEY is one of the reward's settings (`de
 could be either and is refused: write `KEY=NUMBER=1`.
 """
 
-import difflib
 import math
 import re
 from dataclasses import dataclass
@@ -101,12 +100,6 @@ def expand(node: Combination, sets: dict[str, str]) -> Combination:
             inner = parse_expression(sets[part.name]).items
             items += [(term, weight * own) for term, own in inner]
     return Combination(node.kind, tuple(items))
-
-
-def suggest(name: str, known) -> str:
-    """`": did you mean a or b?"` for the nearest known names, else a list of all of them."""
-    near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
-    return f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(sorted(known))}"
 
 
 def _error(text: str, at: int, problem: str) -> ValueError:

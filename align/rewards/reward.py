@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from align.checks import one_of
 from align.rewards.catalogue import SETS
-from align.rewards.expression import Combination, Term, expand, leaves, parse_expression, suggest
+from align.rewards.expression import Combination, Term, expand, leaves, parse_expression
 from align.rewards.user import UserReward, load_function
 from align.rewards.weights import sharing
 
@@ -185,7 +186,7 @@ def _check_name(term: Term, loaders: dict[str, str], refused) -> None:
             f"{term.name!r} is a judge, not a training signal: use it as --judge, never as --reward"
         )
     if not term.name.endswith(".py") and term.name not in loaders:
-        raise ValueError(f"unknown reward {term.name!r}: {suggest(term.name, [*loaders, *SETS])}")
+        raise ValueError(f"unknown reward {term.name!r}: {one_of(term.name, [*loaders, *SETS])}")
 
 
 def _load_term(term: Term, loaders: dict[str, str], device) -> Callable[..., Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from align.rewards.expression import suggest
+from align.checks import one_of
 
 
 def load_function(path: Path, name: str) -> Callable:
@@ -34,7 +34,7 @@ def load_function(path: Path, name: str) -> Callable:
     function = vars(module).get(name)
     if not callable(function):
         functions = [k for k, v in vars(module).items() if inspect.isfunction(v)]
-        raise ValueError(f"{path} has no function {name!r}: {suggest(name, functions)}")
+        raise ValueError(f"{path} has no function {name!r}: {one_of(name, functions)}")
     return function
 
 

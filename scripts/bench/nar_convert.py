@@ -20,8 +20,8 @@ import torch
 import torch.nn.functional as F
 from nar_own_data import CLASSES, make_pictures, right, run
 
-from align.calibrate import read_image
 from align.nar.load import load_nar_pipeline
+from align.picture_files import read_image
 
 
 @torch.no_grad()

@@ -27,10 +27,11 @@ import numpy as np
 import torch
 
 import align
-from align.calibrate import calibrate, read_image, read_ratings, score
+from align.calibrate import calibrate, read_ratings, score
 from align.files import atomic_path, write_json
 from align.nar import NARPipeline
 from align.nar.load import load_nar_pipeline
+from align.picture_files import read_image
 from align.rewards import load_reward
 from align.rewards.catalogue import SCENES_REWARD
 from align.run import to_pil
