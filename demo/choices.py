@@ -11,6 +11,7 @@ from typing import Any
 import align
 from align.checks import one_of
 from align.demo import values
+from align.rewards.catalogue import SCENES_REWARD
 
 EMBEDDED = Path(align.__file__).parent / "embedded"
 RUNS = Path("runs")
@@ -103,9 +104,8 @@ def rewards() -> tuple[str, ...]:
 
 
 def expressions() -> list[str]:
-    """Ready-made reward expressions: all of the embedded world together, then each reward."""
-    scenes = [name for name in rewards() if name.startswith("scenes-")]
-    return [*([",".join(scenes)] if len(scenes) > 1 else []), *rewards()]
+    """Ready-made reward expressions: what searches take by default, then each reward."""
+    return [SCENES_REWARD, *rewards()]
 
 
 def check_model(value: Any, allow_any: bool, known: list[str] | None = None) -> str:

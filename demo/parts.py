@@ -154,7 +154,7 @@ def reward_box(tab: str, allow_any_model: bool) -> gr.Dropdown:
     ready = expressions()
     more = ", or a file: rewards.py:function" if allow_any_model else ""
     return gr.Dropdown(
-        [("all of the embedded rewards" if "," in text else text, text) for text in ready],
+        [(f"{text} (what searches take)" if "," in text else text, text) for text in ready],
         value=ready[0] if ready else None,
         label="Reward",
         allow_custom_value=True,

@@ -17,6 +17,7 @@ from align.demo import compare_handler, optimize_handler, search
 from align.demo.choices import expressions, nar_models
 from align.demo.drawing import nar_pipeline
 from align.demo.streaming import stop
+from align.rewards.catalogue import SCENES_REWARD
 
 PROMPT = "two green stars"
 TERMS = ["scenes-clip", "scenes-detector"]
@@ -212,6 +213,6 @@ def refused(call, text):
     assert not caught.value.print_exception
 
 
-def test_the_first_reward_is_all_of_the_embedded_ones():
-    assert expressions()[0].count(",") == 3
+def test_the_first_reward_is_what_searches_take():
+    assert expressions()[0] == SCENES_REWARD
     align.load_reward(expressions()[0])

@@ -101,7 +101,7 @@ def _color_distance(rgb: np.ndarray, one: ReadObject, cover: np.ndarray) -> floa
     white = ((rgb - 255.0) ** 2).sum(-1) < (offset**2).sum(-1)  # a band or square of a texture
     own = (cover > 0.5) & ~(white & (one.texture != "solid"))
     core = ndimage.binary_erosion(own, np.ones((3, 3)))
-    chosen = core if core.any() else own
+    chosen = np.asarray(core if core.any() else own, bool)
     if not chosen.any():
         return 1.0
     return float(np.sqrt((offset[chosen] ** 2).sum(-1)).mean() / FARTHEST)
