@@ -78,6 +78,23 @@ PRESETS: dict[str, dict[str, Any]] = {
         "checkpointing": False,
         "sample_every": 150,
     },
+    # A style for `embedded/scenes`, two to three minutes of one CPU core: what all prompts share is
+    # learned at once. The detector beside keeps objects from growing into each other.
+    "taste": {
+        "reward": "scenes-taste=1,scenes-detector=1",
+        "steps": 40,
+        "batch_size": 8,
+        "learning_rate": 1e-3,
+        "max_step_grad_norm": 0.01,
+        "lr_schedule": "cosine",
+        "warmup_steps": 5,
+        "lora_rank": 8,
+        "num_inference_steps": 8,
+        "guidance_scale": 3.0,
+        "grad_window": "all",
+        "checkpointing": False,
+        "sample_every": 0,
+    },
     # For `embedded/scenes-turbo`, six minutes of one CPU core in bfloat16. One step, so a picture's
     # gradient costs what drawing it costs; what pictures agree on lies in the last up blocks
     # (scripts/bench/gradient_signal.py), and a soft reward asks for near misses first.
