@@ -65,7 +65,8 @@ def test_known_renders_have_their_radius_and_gap():
     assert found.gap.tolist() == pytest.approx([6, 13.5, 4, 15], abs=0.5)
     assert found.color_distance.tolist() == pytest.approx([0, 0, 0, 0], abs=0.002)
     assert found.evenness.tolist() == pytest.approx([1, 1, 1, 1], abs=1e-6)
-    expected = 4 * found.radius / 19 + 0.5 + 1 + 1
+    assert found.ground.tolist() == [230, 245, 225, 240]
+    expected = 4 * found.radius / 19 + 0.5 + 1 + (found.ground - 225) / 20
     assert torch.allclose(found.value, expected, atol=0.005)
 
 
@@ -90,6 +91,7 @@ def test_striped_ground_is_as_uneven_as_its_deviation():
     lines = 12.0 * (np.arange(64) % 3 == 0)[None, :, None]  # of a third of the columns
     found = measure_taste([(picture - lines).clip(0, 255).astype(np.uint8)])
     assert found.evenness.item() == pytest.approx(1 - 12 / 3**0.5 / 16, abs=0.02)
+    assert found.ground.item() == 235
 
 
 def test_the_value_rises_with_the_radius():
@@ -101,7 +103,7 @@ def test_the_value_rises_with_the_radius():
 def test_no_object_is_worth_its_ground_alone():
     found = measure_taste([np.full((64, 64, 3), 235, np.uint8)])
     assert (found.radius.item(), found.gap.item(), found.color_distance.item()) == (0, 0, 1)
-    assert found.value.item() == pytest.approx(1.0)
+    assert found.value.item() == pytest.approx(0.5)
 
 
 def test_the_forms_of_pictures_agree_and_others_are_refused():
@@ -183,6 +185,9 @@ def pairs(kind: str) -> tuple[list, list]:
             worse.append(render(corner)), better.append(render(scene))
         elif kind == "color":
             worse.append(washed(scene)), better.append(render(scene))
+        elif kind == "light":
+            worse.append(render(replace(scene, background=228)))
+            better.append(render(replace(scene, background=240)))
         elif kind == "even":
             clean = render(replace(scene, background=240))
             noise = np.random.default_rng(number).normal(0, 6, (8, 8, 3)).repeat(8, 0).repeat(8, 1)
@@ -192,7 +197,7 @@ def pairs(kind: str) -> tuple[list, list]:
     return worse, better
 
 
-@pytest.mark.parametrize("kind", ["size", "room", "color", "even"])
+@pytest.mark.parametrize("kind", ["size", "room", "color", "light", "even"])
 def test_it_orders_renders_that_differ_in_one_property(kind):
     worse, better = pairs(kind)
     assert len(worse) >= 20

@@ -26,7 +26,10 @@ DESCRIPTIONS = {
     "scenes-clip": ("2.5 cos(image, prompt) of a contrastive dual encoder", "-2.5 to 2.5"),
     "scenes-detector": ("a detector's findings against what the prompt states", "at most 0"),
     "scenes-preference": ("which of two pictures fits a prompt better", "unbounded"),
-    "scenes-taste": ("large objects, apart, in full colours, on even ground", "about 0 to 6.5"),
+    "scenes-taste": (
+        "large objects, apart, in full colours, on light even ground",
+        "about 0 to 6.5",
+    ),
     "scenes-vqa": ("mean log p(yes) over the prompt's yes/no assertions", "< 0"),
     "taste": ("the same as scenes-taste, exactly, by the verifier's reader", "0 to 6.5"),
     "vqascore": ("p(yes) that the picture shows the prompt, CLIP-FlanT5", "0 to 1"),

@@ -2,10 +2,11 @@
 
 The network says at each of 8x8 places whether an object's centre is near, of which colour, how
 large it is, how far from its neighbours and from the border, and how far off its colour; and of
-the whole picture how even its ground is. The score has the form and the unit of the exact value
-(docs/scenes.md; `align.scenes.measure_taste`), about 0 to 6.5, with means over the objects:
+the whole picture how light and even its ground is. The score has the form and the unit of the
+exact value (docs/scenes.md; `align.scenes.measure_taste`), about 0 to 6.5, with means over the
+objects:
 
-    4 size / 19 + 0.5 room / 2 + (1 - colour distance) + evenness
+    4 size / 19 + 0.5 room / 2 + (1 - colour distance) + lightness evenness
 
 It reads two things of the prompt, so that taste costs no rightness. Objects stated small (by their
 colour, which no other object has where sizes are stated) are best at `SMALL_RADIUS`, the largest
@@ -34,8 +35,8 @@ NAME = "scenes-taste"
 CONFIG = {"widths": [24, 48, 80], "blocks": [1, 2]}
 FULL_RADIUS, FULL_GAP = 19.0, 2.0  # px; as in the exact value
 SMALL_RADIUS = 9.5  # px; small ends at 12, and what the world draws as small at 10
-MOST_UNEVEN = 16.0  # grey levels; as in the exact value
-FIELDS = (1, len(COLORS) + 1, 1, 1, 1, 1, 1)
+DARKEST, LIGHTEST, MOST_UNEVEN = 225.0, 245.0, 16.0  # grey levels; as in the exact value
+FIELDS = (1, len(COLORS) + 1, 1, 1, 1, 1, 1, 1)
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,8 @@ class Looks:
     """Gap from the border of the picture."""
     off: Float[Tensor, "b n"]
     """Distance of the object's pixels to its colour, 0 to 1."""
+    level: Float[Tensor, " b"]
+    """Grey level of the ground, 0 to 255."""
     uneven: Float[Tensor, " b"]
     """Deviation of the ground from one colour, grey levels."""
 
@@ -73,10 +76,10 @@ class ScenesTaste(nn.Module):
         out = out.flatten(2).transpose(1, 2)
         out = out.to(torch.promote_types(out.dtype, torch.float32))
         presence, color, *rest = out.split(FIELDS, -1)
-        radius, gap, border, off, uneven = (x.squeeze(-1) for x in rest)
+        radius, gap, border, off, level, uneven = (x.squeeze(-1) for x in rest)
         return Looks(
             presence.squeeze(-1), color, 12 + 4 * radius, 4 * gap, 4 * border,
-            0.1 * F.softplus(off), 4 * F.softplus(uneven.mean(1)),
+            0.1 * F.softplus(off), 235 + 10 * level.mean(1), 4 * F.softplus(uneven.mean(1)),
         )  # fmt: skip
 
     def forward(self, images: Float[Tensor, "b 3 h w"], prompts: list[str]) -> Float[Tensor, " b"]:
@@ -89,7 +92,7 @@ class ScenesTaste(nn.Module):
 
 
 def up_to(x: Tensor, most: float, beyond: float = 0.0) -> Tensor:
-    """x where it is below `most`; above, a line of slope `beyond`; smooth over a pixel."""
+    """x where it is below `most`; above, a line of slope `beyond`; smooth over a unit."""
     return x - (1 - beyond) * F.softplus(x - most)
 
 
@@ -124,8 +127,9 @@ def score(looks: Looks, prompts: list[str]) -> Float[Tensor, " b"]:
     room = (up_to(looks.border, FULL_GAP) + gap) / 2
     each = 4 * size / FULL_RADIUS + 0.5 * room / FULL_GAP + 1 - looks.off
     there = (looks.presence > 0).to(each)
-    even = 1 - looks.uneven / MOST_UNEVEN
-    return (each * there).sum(1) / there.sum(1).clamp(min=1) + even
+    light = (up_to(looks.level, LIGHTEST) - DARKEST) / (LIGHTEST - DARKEST)
+    clean = light * (1 - looks.uneven / MOST_UNEVEN)
+    return (each * there).sum(1) / there.sum(1).clamp(min=1) + clean
 
 
 def load(argument: str | None, device) -> ScenesTaste:

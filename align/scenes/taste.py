@@ -1,6 +1,6 @@
 """How a picture of the scenes world looks, whatever its prompt: the exact value of a style.
 
-The style is large objects in full colours, apart from each other and from the border, on clean
+The style is large objects in full colours, apart from each other and from the border, on light
 even ground. `read` finds the objects, so this is a judge's measure, with no gradient; the reward
 `scenes-taste` is a network that has learned the same.
 """
@@ -17,11 +17,13 @@ from torch import Tensor
 
 from align.scenes.grammar import COLORS
 from align.scenes.reader import ReadObject, as_rgb, read
+from align.scenes.render import BACKGROUND
 from align.scenes.silhouettes import IMAGE_SIZE, coverage
 
 FULL_RADIUS = 19.0  # px; no object of the world is larger
 FULL_GAP = 2.0  # px, the world's own; a wider one is no better
 MOST_UNEVEN = 16.0  # grey levels of root mean square, from which ground is not even at all
+DARKEST, LIGHTEST = BACKGROUND  # grey levels; white would hide the white of textures
 SIZE_WEIGHT, ROOM_WEIGHT = 4.0, 0.5
 FARTHEST = 255 * math.sqrt(3)
 
@@ -39,6 +41,8 @@ class Taste:
     """Mean distance of an object's own pixels to its colour, 0 to 1; 1 where there is none."""
     evenness: Float[Tensor, " b"]
     """Of the ground: 1 is one colour, 0 deviations of 16 grey levels."""
+    ground: Float[Tensor, " b"]
+    """Its grey level, 0 to 255."""
     value: Float[Tensor, " b"]
     """`taste_value` of these."""
 
@@ -55,33 +59,36 @@ def measure_taste(images: Float[Tensor, "b 3 64 64"] | Sequence) -> Taste:
     if isinstance(images, Tensor) and images.is_floating_point():
         images = images.detach().float().cpu()
     rows = [_measure(as_rgb(image), read(image)) for image in images]
-    columns = torch.tensor(rows, dtype=torch.float32).reshape(-1, 4).unbind(1)
+    columns = torch.tensor(rows, dtype=torch.float32).reshape(-1, 5).unbind(1)
     return Taste(*columns, value=taste_value(*columns))
 
 
-def taste_value(radius: Tensor, gap: Tensor, color_distance: Tensor, evenness: Tensor) -> Tensor:
-    """4 radius / 19 + 0.5 gap / 2 + (1 - color_distance) + evenness, each share within 0 and 1:
-    0 to 6.5."""
+def taste_value(
+    radius: Tensor, gap: Tensor, color_distance: Tensor, evenness: Tensor, ground: Tensor
+) -> Tensor:
+    """4 radius / 19 + 0.5 gap / 2 + (1 - color_distance) + evenness (ground - 225) / 20, each share
+    within 0 and 1: 0 to 6.5."""
     size = (radius / FULL_RADIUS).clamp(0, 1)
     room = (gap / FULL_GAP).clamp(0, 1)
-    return SIZE_WEIGHT * size + ROOM_WEIGHT * room + (1 - color_distance) + evenness
+    light = ((ground - DARKEST) / (LIGHTEST - DARKEST)).clamp(0, 1)
+    return SIZE_WEIGHT * size + ROOM_WEIGHT * room + (1 - color_distance) + evenness * light
 
 
 def _measure(rgb: np.ndarray, seen: list[ReadObject]) -> tuple[float, ...]:
-    """Radius, gap, colour distance and evenness of a picture (64, 64, 3), 0 to 255."""
+    """Radius, gap, colour distance, evenness and grey level of a picture (64, 64, 3), 0 to 255."""
     objects = [o for o in seen if o.shape is not None]
     nothing = np.zeros((IMAGE_SIZE, IMAGE_SIZE))
     covers = [coverage(str(o.shape), o.x, o.y, o.r) for o in objects]
     odd = [_box_mask(o.box) for o in seen if o.shape is None]
-    evenness = _evenness(rgb, np.max([nothing, *covers, *odd], axis=0))
+    ground = _ground(rgb, np.max([nothing, *covers, *odd], axis=0))
     if not objects:
-        return 0.0, 0.0, 1.0, evenness
+        return 0.0, 0.0, 1.0, *ground
     radius = sum(o.r for o in objects) / len(objects)
     distances = []
     for i, one in enumerate(objects):
         hidden = np.max([nothing, *covers[i + 1 :]], axis=0) > 0
         distances.append(_color_distance(rgb, one, np.where(hidden, 0.0, covers[i])))
-    return radius, least_gap(objects), sum(distances) / len(distances), evenness
+    return radius, least_gap(objects), sum(distances) / len(distances), *ground
 
 
 def least_gap(objects: Sequence) -> float:
@@ -114,11 +121,14 @@ def _box_mask(box: tuple[float, float, float, float]) -> np.ndarray:
     return mask
 
 
-def _evenness(rgb: np.ndarray, cover: np.ndarray) -> float:
-    """Of the pixels farther than 2 px from all that was found; by their deviation (root mean
-    square) from their median colour."""
+def _ground(rgb: np.ndarray, cover: np.ndarray) -> tuple[float, float]:
+    """Evenness and grey level of the pixels farther than 2 px from all that was found.
+
+    The deviation is the root mean square from the median colour, of which the level is the mean.
+    """
     ground = rgb[ndimage.maximum_filter(cover, 5) < 0.02]
     if not len(ground):
-        return 0.0
-    deviation = float(np.sqrt(((ground - np.median(ground, axis=0)) ** 2).mean()))
-    return max(0.0, 1 - deviation / MOST_UNEVEN)
+        return 0.0, 0.0
+    middle = np.median(ground, axis=0)
+    deviation = float(np.sqrt(((ground - middle) ** 2).mean()))
+    return max(0.0, 1 - deviation / MOST_UNEVEN), float(middle.mean())

@@ -25,7 +25,7 @@ from align.scenes import CATEGORIES, measure_taste, prompt_set, verify
 from align.scenes.dataset import prompt_categories
 
 AT_ONCE = 20
-TASTES = ("radius", "gap", "color_distance", "evenness", "value")
+TASTES = ("radius", "gap", "color_distance", "evenness", "ground", "value")
 
 
 def chosen_prompts(name: str, per_category: int) -> list[str]:

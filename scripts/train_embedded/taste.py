@@ -3,11 +3,11 @@
     python scripts/train_embedded/taste.py
 
 Regression on the exact looks of what was drawn, place by place: presence and colour of objects
-(cross-entropy), their radius, gaps and colour distance, the ground's deviation (smooth L1). An
-exact label says more than which of two pictures is better, and its gradient is local. Of a batch of
-64 a quarter are fresh pairs (taste_data.py), three eighths pairs that the generator redrew, three
-eighths come from the pools of detector_data.py. Half of all are moved in their pixels to where the
-score is wrong, either way (Madry et al. 2018); the truth stays.
+(cross-entropy), their radius, gaps and colour distance, the ground's level and deviation (smooth
+L1). An exact label says more than which of two pictures is better, and its gradient is local. Of a
+batch of 64 a quarter are fresh pairs (taste_data.py), three eighths pairs that the generator
+redrew, three eighths come from the pools of detector_data.py. Half of all are moved in their
+pixels to where the score is wrong, either way (Madry et al. 2018); the truth stays.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from align.rewards.scenes_taste import CONFIG, NAME, Looks, ScenesTaste, score
 
 ROOT = Path(__file__).parents[2]
 OUT = EMBEDDED / "rewards" / NAME
-SCALES = {"radius": 4.0, "gap": 4.0, "border": 4.0}
+SCALES = {"radius": 4.0, "gap": 4.0, "border": 4.0, "level": 10.0}
 SMALL = {"off": 0.02, "uneven": 1.0}  # compared by logarithms, a value so small counting as none
 
 
@@ -69,6 +69,7 @@ def looks_loss(looks: Looks, labels: Tensor, exact: Truth) -> tuple[Tensor, dict
         "gap": of_objects(looks.gap, exact.gap, "gap"),
         "border": of_objects(looks.border, exact.border, "border"),
         "off": of_objects(looks.off, exact.off, "off"),
+        "level": regress(looks.level, exact.level, "level").mean(),
         "uneven": regress(looks.uneven, exact.uneven, "uneven").mean(),
     }
     return torch.stack(list(parts.values())).sum(), {k: float(v.detach()) for k, v in parts.items()}

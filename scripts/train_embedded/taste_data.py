@@ -181,6 +181,7 @@ class Truth:
     gap: Tensor
     border: Tensor
     off: Tensor
+    level: Tensor
     uneven: Tensor
 
 
@@ -226,5 +227,6 @@ def truth(data: Labelled) -> Truth:
     square = ((data.images - mean[..., None, None]) ** 2 * ground[:, None]).sum((2, 3))
     uneven = 255 * (square.mean(1) / area).sqrt()
     clipped = (v.clamp(-MOST_GAP, MOST_GAP) for v in (gap, border))
-    # no area where no render is known
-    return Truth(*clipped, off, torch.where(area < 40, torch.nan, uneven))
+    few = area < 40  # 0 where no render is known
+    level = torch.where(few, torch.nan, 255 * mean.mean(1))
+    return Truth(*clipped, off, level, torch.where(few, torch.nan, uneven))
