@@ -6,7 +6,7 @@ the whole picture how light and even its ground is. The score has the form and t
 exact value (docs/scenes.md; `align.scenes.measure_taste`), about 0 to 6.5, with means over the
 objects:
 
-    4 size / 19 + 0.5 room / 2 + (1 - colour distance) + lightness evenness
+    4 size / 19 + 0.5 room / 2 + (1 - 4 colour distance) + lightness evenness
 
 It reads two things of the prompt, so that taste costs no rightness. Objects stated small (by their
 colour, which no other object has where sizes are stated) are best at `SMALL_RADIUS`, the largest
@@ -34,8 +34,9 @@ from align.scenes.grammar import COLORS, RELATIONS_3D, parse
 NAME = "scenes-taste"
 CONFIG = {"widths": [24, 48, 80], "blocks": [1, 2]}
 FULL_RADIUS, FULL_GAP = 19.0, 2.0  # px; as in the exact value
+PALE = 0.25  # colour distance, likewise
 SMALL_RADIUS = 9.5  # px; small ends at 12, and what the world draws as small at 10
-DARKEST, LIGHTEST, MOST_UNEVEN = 225.0, 245.0, 16.0  # grey levels; as in the exact value
+DARKEST, LIGHTEST, MOST_UNEVEN = 225.0, 245.0, 8.0  # grey levels; as in the exact value
 FIELDS = (1, len(COLORS) + 1, 1, 1, 1, 1, 1, 1)
 
 
@@ -125,7 +126,7 @@ def score(looks: Looks, prompts: list[str]) -> Float[Tensor, " b"]:
     )
     gap = torch.where(apart > 0, up_to(looks.gap, FULL_GAP), FULL_GAP)
     room = (up_to(looks.border, FULL_GAP) + gap) / 2
-    each = 4 * size / FULL_RADIUS + 0.5 * room / FULL_GAP + 1 - looks.off
+    each = 4 * size / FULL_RADIUS + 0.5 * room / FULL_GAP + 1 - looks.off / PALE
     there = (looks.presence > 0).to(each)
     light = (up_to(looks.level, LIGHTEST) - DARKEST) / (LIGHTEST - DARKEST)
     clean = light * (1 - looks.uneven / MOST_UNEVEN)

@@ -22,8 +22,9 @@ from align.scenes.silhouettes import IMAGE_SIZE, coverage
 
 FULL_RADIUS = 19.0  # px; no object of the world is larger
 FULL_GAP = 2.0  # px, the world's own; a wider one is no better
-MOST_UNEVEN = 16.0  # grey levels of root mean square, from which ground is not even at all
+MOST_UNEVEN = 8.0  # grey levels of root mean square, from which ground is not even at all
 DARKEST, LIGHTEST = BACKGROUND  # grey levels; white would hide the white of textures
+PALE = 0.25  # colour distance from which a colour is not full at all
 SIZE_WEIGHT, ROOM_WEIGHT = 4.0, 0.5
 FARTHEST = 255 * math.sqrt(3)
 
@@ -40,7 +41,7 @@ class Taste:
     color_distance: Float[Tensor, " b"]
     """Mean distance of an object's own pixels to its colour, 0 to 1; 1 where there is none."""
     evenness: Float[Tensor, " b"]
-    """Of the ground: 1 is one colour, 0 deviations of 16 grey levels."""
+    """Of the ground: 1 is one colour, 0 deviations of 8 grey levels."""
     ground: Float[Tensor, " b"]
     """Its grey level, 0 to 255."""
     value: Float[Tensor, " b"]
@@ -66,12 +67,13 @@ def measure_taste(images: Float[Tensor, "b 3 64 64"] | Sequence) -> Taste:
 def taste_value(
     radius: Tensor, gap: Tensor, color_distance: Tensor, evenness: Tensor, ground: Tensor
 ) -> Tensor:
-    """4 radius / 19 + 0.5 gap / 2 + (1 - color_distance) + evenness (ground - 225) / 20, each share
-    within 0 and 1: 0 to 6.5."""
+    """4 radius / 19 + 0.5 gap / 2 + (1 - 4 color_distance) + evenness (ground - 225) / 20, each
+    share within 0 and 1: 0 to 6.5."""
     size = (radius / FULL_RADIUS).clamp(0, 1)
     room = (gap / FULL_GAP).clamp(0, 1)
     light = ((ground - DARKEST) / (LIGHTEST - DARKEST)).clamp(0, 1)
-    return SIZE_WEIGHT * size + ROOM_WEIGHT * room + (1 - color_distance) + evenness * light
+    full = (1 - color_distance / PALE).clamp(0, 1)
+    return SIZE_WEIGHT * size + ROOM_WEIGHT * room + full + evenness * light
 
 
 def _measure(rgb: np.ndarray, seen: list[ReadObject]) -> tuple[float, ...]:
