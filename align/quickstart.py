@@ -41,8 +41,8 @@ NAR = "embedded/nar-scenes"
 LEAST_UPDATES = 20
 LEAST_PER_CATEGORY = 1
 # The time of all that, in times of drawing one picture by the base model.
-PICTURES_AN_UPDATE = 40.0
-PICTURES_A_PROMPT = 16.0
+PICTURES_AN_UPDATE = 17.0
+PICTURES_A_PROMPT = 10.0
 CATEGORIES = 9
 OUT = Path("runs/quickstart")
 
