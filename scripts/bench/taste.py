@@ -86,6 +86,15 @@ def interval(gain: np.ndarray) -> list[float]:
     return [float(by_prompt.mean()), float(ci.low), float(ci.high)]
 
 
+@torch.no_grad()
+def agreement(images: torch.Tensor, found: dict[str, np.ndarray]) -> float:
+    """Correlation of the reward, for a prompt that asks for nothing it reads, with the value, over
+    the pictures in which the reader finds an object."""
+    scores = align.load_reward("scenes-taste")(images, ["a red circle"] * len(images))
+    some = found["radius"].flatten() > 0
+    return float(np.corrcoef(scores.numpy()[some], found["value"].flatten()[some])[0, 1])
+
+
 def save_grid(path: Path, rows: list[torch.Tensor], scale: int = 3) -> None:
     """Rows of pictures, each [n, 3, 64, 64], white lines between."""
     padded = [torch.nn.functional.pad(row, (1, 1, 1, 1), value=1.0) for row in rows]
@@ -111,6 +120,7 @@ def main() -> None:
     prompts = chosen_prompts(args.prompts, args.per_category)
     base_images, base = before(prompts, args)
     deviation = base["value"].std(ddof=1)
+    print(f"scenes-taste and the value: correlation {agreement(base_images, base):.2f}")
     print({k: round(float(v.mean()), 3) for k, v in base.items()}, f"sd {deviation:.3f}")
     results = {}
     for lora in args.loras:
