@@ -207,7 +207,7 @@ def test_it_orders_renders_that_differ_in_one_property(kind):
 def test_it_is_near_the_exact_value_of_renders():
     pictures = [render(scene) for scene in placed_scenes(60)]
     exact = measure_taste(pictures).value
-    assert (score(pictures) - exact).abs().mean() < 0.25
+    assert (score(pictures) - exact).abs().mean() < 0.3
     assert torch.corrcoef(torch.stack([score(pictures), exact]))[0, 1] > 0.9
 
 
