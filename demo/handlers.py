@@ -192,7 +192,7 @@ def likely(fact: "Fact") -> str:
     return f"{'✓' if fact.probability >= 0.5 else '✗'} {fact.probability:.0%}"
 
 
-def warm_up() -> None:
+def warm_up() -> threading.Thread:
     """Import what is heavy and load what is asked for first, in the background."""
 
     def load() -> None:
@@ -211,5 +211,7 @@ def warm_up() -> None:
         except Exception:
             log.exception("the first model could not be loaded")
 
-    if models():
-        threading.Thread(target=load, name="align-demo-warm-up", daemon=True).start()
+    thread = threading.Thread(target=load if models() else None, name="align-demo-warm-up")
+    thread.daemon = True
+    thread.start()
+    return thread

@@ -10,6 +10,7 @@ from align.demo.guard import Guard
 from align.demo.network import own_address_without_proxy
 
 log = logging.getLogger(__name__)
+PATIENCE = 60  # seconds that loading gets to end
 QUEUE = 30  # visitors waiting; further ones are told that it is full
 
 
@@ -23,12 +24,13 @@ def serve(config: DemoConfig) -> None:
     with own_address_without_proxy(config.host, config.share):
         public, address = _launch(page, config)
     log.info("the demo is at %s", public or address)
-    handlers.warm_up()
+    warming = handlers.warm_up()
     try:
         threading.Event().wait()
     finally:
         training.end()
         page.close()
+        warming.join(PATIENCE)  # Python that ends below a thread within PyTorch may abort
 
 
 def _launch(page: Any, config: DemoConfig) -> tuple[str | None, str]:
