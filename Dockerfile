@@ -8,7 +8,7 @@ ENV PYTHONUNBUFFERED=1 NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=com
 WORKDIR /source
 COPY constraints.txt ./
 RUN pip install --no-cache-dir --constraint constraints.txt torch
-COPY pyproject.toml setup.py README.md LICENSE LICENSE-WEIGHTS ./
+COPY pyproject.toml README.md LICENSE LICENSE-WEIGHTS ./
 COPY align align
 COPY demo demo
 RUN pip install --no-cache-dir --constraint constraints.txt '.[demo]' && rm -rf /source

@@ -3,20 +3,20 @@
 The public names are imported on first use, so that `import align` stays light.
 """
 
-import sys
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from align import nar, scenes
-    from align.config import GenerateConfig, OptimizeConfig, TrainConfig
-    from align.models import load_pipeline
+    from align.alignprop.train import train
+    from align.config.commands import GenerateConfig
+    from align.config.optimize import OptimizeConfig
+    from align.config.train import TrainConfig
+    from align.diffusion.sample import decode, generate
+    from align.models.load import load_pipeline
     from align.noise_opt.search import optimize
     from align.rewards import load_reward
-    from align.sample import decode, generate
-    from align.train import train
 
 __all__ = [
     "GenerateConfig",
@@ -34,12 +34,12 @@ __all__ = [
 
 _MODULES = {"nar", "scenes"}
 _HOMES = {
-    "GenerateConfig": "align.config",
-    "OptimizeConfig": "align.config",
-    "TrainConfig": "align.config",
-    "decode": "align.sample",
-    "generate": "align.sample",
-    "load_pipeline": "align.models",
+    "GenerateConfig": "align.config.commands",
+    "OptimizeConfig": "align.config.optimize",
+    "TrainConfig": "align.config.train",
+    "decode": "align.diffusion.sample",
+    "generate": "align.diffusion.sample",
+    "load_pipeline": "align.models.load",
     "load_reward": "align.rewards",
     "optimize": "align.noise_opt.search",
     "train": "align.train",
@@ -61,14 +61,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
-
-
-class _Package(ModuleType):
-    """Keeps `align.train` the function: importing the module of that name would rebind it."""
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if not (name in _HOMES and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

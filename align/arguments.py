@@ -8,8 +8,8 @@ import os
 import re
 from typing import Annotated, Any
 
-from align.checks import ConfigT
-from align.groups import ordered
+from align.config.checks import ConfigT
+from align.config.groups import ordered
 
 SAVED = "--config FILE.json starts from a saved run.json; the other options override it."
 
@@ -46,7 +46,7 @@ def parse(kind: type[ConfigT], args: list[str], command: str) -> ConfigT:
 
 def _defaults(kind: type[ConfigT], args: list[str], command: str) -> tuple[ConfigT, list[str]]:
     """The config of --config FILE or --resume DIR, else the usual one; the arguments left."""
-    from align.run import load_config
+    from align.runs.folder import load_config
 
     saved, args = _take(args, "--config")
     fields = {field.name for field in dataclasses.fields(kind)}  # pyright: ignore[reportArgumentType]

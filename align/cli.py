@@ -5,127 +5,119 @@ input was wrong, 1 anything else, 130 interrupted; the fault is one line on stde
 traceback unless ALIGN_TRACEBACK=1 is set.
 """
 
-import importlib.util
 import logging
 import os
 import sys
 import warnings
 from collections.abc import Mapping
 from pkgutil import resolve_name
-from typing import TYPE_CHECKING
 
 import align
 from align.arguments import parse
-from align.checks import one_of
-
-if TYPE_CHECKING:
-    from align.config import DemoConfig, TrainConfig
-
-INPUT_ERRORS = (ValueError, TypeError, FileNotFoundError)
-
+from align.config.checks import INPUT_ERRORS, one_line, one_of
 
 # What each command's settings are, who does it (a function of them that returns what to print), and
 # what `align --help` says. Nothing is imported before its command runs.
 COMMANDS: dict[str, tuple[str | None, str, str]] = {
     "quickstart": (
-        "align.config:QuickstartConfig",
-        "align.quickstart:quickstart",
+        "align.config.commands:QuickstartConfig",
+        "align.commands.quickstart:quickstart",
         "the main job on the embedded models in a few minutes, with a report",
     ),
     "train": (
-        "align.config:TrainConfig",
-        "align.cli:train",
+        "align.config.train:TrainConfig",
+        "align.commands.train:run",
         "AlignProp: LoRA fine-tuning by reward backpropagation",
     ),
     "generate": (
-        "align.config:GenerateConfig",
-        "align.commands:generate_images",
+        "align.config.commands:GenerateConfig",
+        "align.commands.generate:generate_images",
         "images from prompts, with or without LoRA",
     ),
     "optimize": (
-        "align.config:OptimizeRunConfig",
-        "align.noise_opt.command:run",
+        "align.config.optimize:OptimizeRunConfig",
+        "align.commands.optimize:run",
         "the noise of each prompt whose picture a reward likes best",
     ),
     "evaluate": (
-        "align.evaluation.config:EvaluateConfig",
-        "align.evaluate:evaluate",
+        "align.config.evaluate:EvaluateConfig",
+        "align.commands.evaluate:evaluate",
         "a benchmark over prompts, with a judge that was not optimized",
     ),
     "compare": (
-        "align.evaluation.config:CompareConfig",
-        "align.compare:compare",
+        "align.config.evaluate:CompareConfig",
+        "align.commands.compare:compare",
         "methods side by side at equal budgets, with judged quality against compute",
     ),
-    "demo": ("align.config:DemoConfig", "align.cli:demo", "the web demo"),
+    "demo": ("align.config.commands:DemoConfig", "align.demo.start:demo", "the web demo"),
     "models": (
         None,
-        "align.commands:model_table",
+        "align.commands.generate:model_table",
         "the models that can be named, and which are installed",
     ),
     "rewards": (
         None,
-        "align.commands:reward_table",
+        "align.commands.generate:reward_table",
         "the rewards and judges that can be named, and which are installed",
     ),
     "rewards calibrate": (
-        "align.config:CalibrateConfig",
-        "align.calibrate:run",
+        "align.config.commands:CalibrateConfig",
+        "align.commands.calibrate:run",
         "how rewards agree with ratings: `align rewards calibrate DATA --reward EXPR --out TABLE`",
     ),
     "rewards explain": (
-        "align.config:ExplainConfig",
-        "align.explain:run",
+        "align.config.commands:ExplainConfig",
+        "align.commands.explain:run",
         'why a score is low: `align rewards explain "PROMPT" PICTURE...`',
     ),
     "rewards stress": (
-        "align.config:StressConfig",
-        "align.stress:run",
+        "align.config.commands:StressConfig",
+        "align.evaluation.stress:run",
         "how far a reward can be raised before a judge that is not optimized falls",
     ),
     "fetch": (
-        "align.config:FetchConfig",
-        "align.fetch:run",
+        "align.config.commands:FetchConfig",
+        "align.commands.fetch:run",
         "download the weights of published rewards; --list, --check",
     ),
     "nar generate": (
-        "align.nar.config:NarGenerateConfig",
-        "align.nar.commands:generate_nar",
+        "align.config.nar:NarGenerateConfig",
+        "align.commands.nar:generate_nar",
         "pictures by neighboring-autoregressive decoding",
     ),
     "nar train": (
-        "align.nar.config:NarTrainConfig",
-        "align.nar.train:train_nar",
+        "align.config.nar:NarTrainConfig",
+        "align.nar.training.train:train_nar",
         "a neighboring-autoregressive model of one's own pictures",
     ),
     "nar tokenizer": (
-        "align.nar.config:NarTokenizerConfig",
-        "align.nar.train_tokenizer:train_tokenizer",
+        "align.config.nar:NarTokenizerConfig",
+        "align.nar.training.tokenizer:train_tokenizer",
         "an image tokenizer of one's own pictures",
     ),
     "nar align": (
-        "align.nar.config:NarAlignConfig",
-        "align.nar.commands:train_lora",
+        "align.config.nar:NarAlignConfig",
+        "align.commands.nar:train_lora",
         "raise a reward on a NAR model: GRPO or DPO with a LoRA",
     ),
     "nar convert": (
-        "align.nar.config:NarConvertConfig",
-        "align.nar.convert:convert_nar",
+        "align.config.nar:NarConvertConfig",
+        "align.nar.training.convert:convert_nar",
         "a raster autoregressive model made into NAR",
     ),
     "lora mix": (
-        "align.config:LoraFilesConfig",
-        "align.lora_commands:mix_loras",
+        "align.config.commands:LoraFilesConfig",
+        "align.commands.lora:mix_loras",
         "the weighted sum of LoRAs: `align lora mix A=0.3 B=-0.7`",
     ),
     "lora export": (
-        "align.config:LoraFilesConfig",
-        "align.lora_commands:export_one",
+        "align.config.commands:LoraFilesConfig",
+        "align.commands.lora:export_one",
         "a LoRA in another layout, such as kohya's",
     ),
     "lora merge": (
-        "align.config:LoraFilesConfig",
-        "align.lora_commands:merge_into_model",
+        "align.config.commands:LoraFilesConfig",
+        "align.commands.lora:merge_into_model",
         "a full model folder with a LoRA added to its weights",
     ),
 }
@@ -213,43 +205,6 @@ def _carry_out(command: str, arguments: list[str]) -> None:
         print(said)
 
 
-def train(config: "TrainConfig") -> str | None:
-    """Train, or say what it would take or whether it is sound; returns what to print.
-
-    Raises RuntimeError where the self-check found a fault.
-    """
-    if config.dry_run:
-        from align.training.memory import plan, plan_text
-        from align.training.session import trained_reward
-
-        return plan_text(config, *plan(config, trained_reward(config)))
-    if config.self_check:
-        from align.training.self_check import findings_text, self_check
-
-        findings = self_check(config)
-        print(findings_text(findings))
-        if not all(finding.passed for finding in findings):
-            raise RuntimeError("the self-check found a fault")
-        return None
-    from align.train import train as run
-    from align.training.report import summary_by_one
-
-    return summary_by_one(run(config).out)
-
-
-def demo(config: "DemoConfig") -> None:
-    """Serve the demo; the page is there before anything heavy is imported."""
-    if importlib.util.find_spec("gradio") is None:
-        raise ValueError("the demo needs Gradio: pip install align-diffusion[demo]")
-    from align.demo.network import (  # pyright: ignore[reportMissingImports]
-        own_address_without_proxy,
-    )
-
-    with own_address_without_proxy(config.host, config.share):
-        from align.demo.serve import serve  # pyright: ignore[reportMissingImports]
-    serve(config)
-
-
 def one_thread(command: str, arguments: list[str], environment: Mapping[str, str]) -> bool:
     """Whether a command runs the small models inside, on which a second thread gains little, and
     loses everything once another process wants a core. What the user has set stays."""
@@ -290,10 +245,3 @@ def no_arguments(args: list[str], command: str) -> None:
         sys.exit(0)
     if args:
         raise ValueError(f"`align {command}` takes no arguments, got {' '.join(args)}")
-
-
-def one_line(error: BaseException) -> str:
-    """An error's message on one line; its class where it has none."""
-    if isinstance(error, OSError) and error.strerror and error.filename is None:
-        return error.strerror  # without "[Errno 28]"
-    return " ".join(str(error).split()) or type(error).__name__

@@ -8,13 +8,14 @@ import importlib.util
 from collections.abc import Callable
 
 if importlib.util.find_spec("spaces") is not None:
-    import spaces  # before anything that imports torch, as it says itself
+    # before anything that imports torch, as it says itself
+    import spaces  # pyright: ignore[reportMissingImports]
 else:
     spaces = None
 
 import gradio as gr
 
-from align.config import DemoConfig
+from align.config.commands import DemoConfig
 from align.demo import app, serve
 
 SLOT = "gpu"  # concurrency_id of the page's computations

@@ -1,6 +1,6 @@
 """Whether what `python -m build` made works: `python scripts/check_package.py DIST`.
 
-Looks that the wheel and the sdist hold every file of `align/` and `demo/` and the licences, then
+Looks that the wheel holds every file of `align/`, the sdist those of `demo/` too, and both the licences, then
 installs the wheel into an environment that holds its declared dependencies (extra `demo`) and
 nothing else, and runs `align` from an empty folder, without network: help, a short quickstart, the
 demo until it answers. The dependencies are links to those of the environment that runs this.
@@ -61,7 +61,7 @@ def check_contents(wheel: Path, sdist: Path) -> None:
         for path in (ROOT / top).rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     ]
-    lost = [name for name in sources if re.sub("^demo/", "align/demo/", name) not in in_wheel]
+    lost = [name for name in sources if name.startswith("align/") and name not in in_wheel]
     require(not lost, f"the wheel lacks {', '.join(lost)}")
     lost = [name for name in (*sources, "LICENSE", "LICENSE-WEIGHTS") if name not in in_sdist]
     require(not lost, f"the sdist lacks {', '.join(lost)}")

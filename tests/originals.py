@@ -6,7 +6,7 @@ import torch
 from ldm import unet_name, vae_name
 from safetensors.torch import save_file
 
-from align.lora_names import original_layers
+from align.models.lora_names import original_layers
 
 OPEN_CLIP = {
     "embeddings.token_embedding.weight": "token_embedding.weight",

@@ -9,7 +9,7 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from accelerate.utils import DeepSpeedPlugin
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 
-from align.config import TrainConfig
+from align.config.train import TrainConfig
 
 FOLDER = Path(__file__).parent.parent / "scripts" / "accelerate"
 FILES = sorted(path.name for path in FOLDER.glob("*.yaml"))

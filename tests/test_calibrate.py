@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 from scipy.stats import spearmanr
 
-from align.calibrate import calibrate, correlations, read_ratings
+from align.commands.calibrate import calibrate, correlations, read_ratings
 from align.rewards import load_reward
-from align.trust import (
+from align.rewards.trust import (
     PUBLISHED,
     PULL,
     agreement_on_other_prompts,
@@ -225,7 +225,7 @@ def test_spearman_is_scipys(data):
     rated = read_ratings(path)
     assert {r.category for r in rated} == {"light", "warm"}
     reward = load_reward(f"{folder}/r.py:bright")
-    from align.calibrate import score
+    from align.commands.calibrate import score
 
     (values,) = score(rated, reward, batch_size=7).values()
     ratings = [r.rating for r in rated]
@@ -260,7 +260,7 @@ def test_command_line(data, capsys, monkeypatch):
     from align.cli import main
 
     path, folder = data
-    monkeypatch.setattr("align.calibrate.RESAMPLES", 10)
+    monkeypatch.setattr("align.commands.calibrate.RESAMPLES", 10)
     out = folder / "cli.json"
     command = ["rewards", "calibrate", path, "--reward", f"{folder}/r.py:bright", "--out", str(out)]
     assert main(command) == 0

@@ -20,8 +20,9 @@ from tiny import build
 import align
 from align import cli
 from align.cli import main, one_thread, parse
-from align.config import GenerateConfig, TrainConfig
-from align.run import read_metrics
+from align.config.commands import GenerateConfig
+from align.config.train import TrainConfig
+from align.runs.folder import read_metrics
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +155,7 @@ def test_status_of_an_error(error, status, line, monkeypatch, capsys):
     def fail():
         raise error
 
-    monkeypatch.setattr("align.commands.model_table", fail)
+    monkeypatch.setattr("align.commands.generate.model_table", fail)
     assert run("models") == status
     assert capsys.readouterr().err.startswith(line)
 

@@ -12,20 +12,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from align import config, groups, optimize_config, train_config
 from align.arguments import parse
-from align.checks import REMOVED, choices, from_dict, to_dict
-from align.config import (
-    GenerateConfig,
-    LoraFilesConfig,
-    OptimizeConfig,
-    OptimizeRunConfig,
-    TrainConfig,
-)
-from align.evaluation import config as evaluation_config
-from align.nar import config as nar_config
-from align.nar.config import NarAlignConfig, NarTrainConfig
-from align.presets import PRESETS
+from align.config import commands as config
+from align.config import evaluate as evaluation_config
+from align.config import groups
+from align.config import nar as nar_config
+from align.config import optimize as optimize_config
+from align.config import train as train_config
+from align.config.checks import REMOVED, choices, from_dict, to_dict
+from align.config.commands import GenerateConfig, LoraFilesConfig
+from align.config.nar import NarAlignConfig, NarTrainConfig
+from align.config.optimize import OptimizeConfig, OptimizeRunConfig
+from align.config.presets import PRESETS
+from align.config.train import TrainConfig
 
 KINDS = [GenerateConfig, LoraFilesConfig, OptimizeConfig, OptimizeRunConfig, TrainConfig]
 COUNTS = st.integers(1, 10_000)

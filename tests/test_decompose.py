@@ -6,7 +6,8 @@ from collections import Counter
 
 import pytest
 
-from align.decompose import Assertion, Thing, decompose, read_cache
+from align.language.assertions import Assertion, Thing
+from align.language.decompose import decompose, read_cache
 from align.scenes import CATEGORIES, describe
 from align.scenes.dataset import random_stated_scene
 from align.scenes.grammar import COLORS, NUMBERS, PLURALS, SIZES, TEXTURES

@@ -14,12 +14,12 @@ from PIL import Image
 from tiny import build
 from tiny_detector import stored as stored
 
-from align.config import GenerateConfig
+from align.config.commands import GenerateConfig
 from align.demo import app, choices, handlers, messages, parts
 from align.demo.streaming import Stopped, stop, stream
-from align.lora import add_lora, save_lora
-from align.run import to_pil
-from align.sample import generate
+from align.diffusion.sample import generate
+from align.models.lora import add_lora, save_lora
+from align.runs.folder import to_pil
 
 PROMPT = "red"  # the tiny tokenizer spells every letter
 

@@ -50,7 +50,7 @@ def held_pass(model, monkeypatch):
 
 
 def test_nar_pictures_are_those_of_align_nar_generate(tmp_path, monkeypatch):
-    from align.nar.commands import load_nar_pipeline
+    from align.commands.nar import load_nar_pipeline
 
     name = nar_model(tmp_path / "nar")
     gallery, statuses, seen = None, [], held_pass(name, monkeypatch)

@@ -12,7 +12,8 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from align.demo import app, space
+from align.demo import app
+from demo import space
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -82,7 +83,7 @@ def test_the_image_copies_what_is_there_and_what_the_ignore_file_lets_in():
 
 def test_the_image_starts_the_demo_by_a_real_command_line():
     from align.arguments import parse
-    from align.config import DemoConfig
+    from align.config.commands import DemoConfig
 
     docker = (ROOT / "Dockerfile").read_text(encoding="utf-8")
     (words,) = re.findall(r"^CMD \[(.+)\]$", docker, re.MULTILINE)

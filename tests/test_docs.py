@@ -61,8 +61,8 @@ def check_align(words):
 
 def check_values(config):
     """Names inside values: built-in models, prompt sets and rewards that there are."""
-    from align.models import EMBEDDED
-    from align.prompts import builtin_names
+    from align.language.prompts import builtin_names
+    from align.models.load import EMBEDDED
     from align.rewards import JUDGES, LOADERS
     from align.rewards.expression import leaves, parse_expression
 

@@ -13,10 +13,11 @@ from tiny_detector import stored as stored
 from tiny_rewards import installed_weights
 
 from align.cli import main
-from align.rewards import LOADERS, load_reward, scenes_detector, scenes_facts, scenes_layers
+from align.rewards import LOADERS, load_reward, scenes_facts, scenes_layers, scenes_score
 from align.rewards.facts import EXPLAINING, explain
-from align.rewards.scenes_detector import FIELDS, NAME, Maps, by_count
-from align.run import to_pil
+from align.rewards.scenes_detector import NAME
+from align.rewards.scenes_score import FIELDS, Maps, by_count
+from align.runs.folder import to_pil
 from align.scenes import layout, parse, render, sample
 from align.scenes.grammar import CATEGORIES, COLORS, SHAPES, TEXTURES, SceneObject
 
@@ -106,16 +107,16 @@ def test_notes_say_what_is_there_instead():
 
 def test_the_product_of_the_facts_is_the_best_assignments_score(monkeypatch):
     """All objects, relations and the rest, as one number: no fact is left out or counted twice."""
-    monkeypatch.setattr(scenes_detector, "FLOOR", 0.0)
-    monkeypatch.setattr(scenes_detector, "EXTRA", 1.0)
+    monkeypatch.setattr(scenes_score, "FLOOR", 0.0)
+    monkeypatch.setattr(scenes_score, "EXTRA", 1.0)
     prompts, images = pictures(18)
     model = random_detector()
     explained = model.explain(images, prompts)
     maps = model.maps(images)
-    found, clean = scenes_detector.candidates(maps), scenes_detector.flawless(maps)
+    found, clean = scenes_score.candidates(maps), scenes_score.flawless(maps)
     for rows, stated in by_count(prompts):
-        part = scenes_detector.select(found, rows)
-        scores = scenes_detector.assignment_scores(part, stated) + clean[rows, None]
+        part = scenes_score.select(found, rows)
+        scores = scenes_score.assignment_scores(part, stated) + clean[rows, None]
         for row, score in zip(rows.tolist(), scores.amax(1).tolist(), strict=True):
             logs = [np.log(fact.probability) for fact in explained[row]]
             assert sum(logs) == pytest.approx(score, rel=1e-4), prompts[row]
@@ -175,7 +176,7 @@ def test_bad_input_of_the_detector(stored):
     with pytest.raises(ValueError, match="has 7 objects; at most 4 fit a picture"):
         reward(images, [many])
     with pytest.raises(ValueError, match=f"states 7 objects; {NAME} compares at most 6"):
-        scenes_detector.assignments(7, torch.device("cpu"))
+        scenes_score.assignments(7, torch.device("cpu"))
     with pytest.raises(ValueError, match="takes no argument but soft, got 'x'"):
         load_reward(f"{NAME}:x")
 

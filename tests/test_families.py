@@ -7,10 +7,10 @@ import torch
 from tiny import build, tiny_pipeline, with_scheduler
 from transformers import Gemma2Model
 
-from align.denoisers import denoiser_module, image_size
-from align.lora import add_lora, load_lora, save_lora
-from align.models import load_pipeline
-from align.sample import generate, make_noise
+from align.diffusion.denoisers import denoiser_module, image_size
+from align.diffusion.sample import generate, make_noise
+from align.models.load import load_pipeline
+from align.models.lora import add_lora, load_lora, save_lora
 
 PROMPTS = ["a red circle", "two green stars"]
 FAMILIES = [

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from align.cli import main
-from align.config import FetchConfig
-from align.fetch import check, digest, download, hub_files, plan, run
+from align.commands.fetch import check, digest, download, hub_files, plan, run
+from align.config.commands import FetchConfig
 from align.rewards.catalogue import (
     AESTHETIC_V1,
     BLIP_VQA,

@@ -7,10 +7,10 @@ import torch
 from tiny import build
 from train_helpers import run
 
-from align.denoisers import denoiser_module
-from align.lora import add_lora
-from align.models import load_pipeline
-from align.sample import generate
+from align.diffusion.denoisers import denoiser_module
+from align.diffusion.sample import generate
+from align.models.load import load_pipeline
+from align.models.lora import add_lora
 
 pytestmark = [
     pytest.mark.gpu,

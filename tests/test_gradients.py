@@ -5,10 +5,10 @@ import torch
 from diffusers import DDIMScheduler
 from tiny import build, with_scheduler
 
-from align.denoisers import make_denoiser
-from align.lora import add_lora
-from align.pixels import clamp01, decode
-from align.sample import generate, make_noise, sample
+from align.diffusion.denoisers import make_denoiser
+from align.diffusion.pixels import clamp01, decode
+from align.diffusion.sample import generate, make_noise, sample
+from align.models.lora import add_lora
 
 PROMPTS = ["a red circle", "two green stars"]
 STEPS = 3

@@ -9,9 +9,11 @@ from safetensors.torch import load_file, save_file
 from tiny import build, tiny_pipeline
 from torch import nn
 
-from align import lora_files, provenance
-from align.denoisers import denoiser_module
-from align.lora import (
+from align.diffusion.denoisers import denoiser_module
+from align.diffusion.sample import generate
+from align.models import lora_files
+from align.models.load import load_pipeline
+from align.models.lora import (
     add_lora,
     export_lora,
     load_lora,
@@ -22,10 +24,9 @@ from align.lora import (
     save_lora,
     trained_parameters,
 )
-from align.lora_files import mix
-from align.lora_sources import lora_layers
-from align.models import load_pipeline
-from align.sample import generate
+from align.models.lora_files import mix
+from align.models.lora_sources import lora_layers
+from align.rewards import provenance
 
 PROMPTS = ["a red circle", "two green stars"]
 RUN = {"seed": 3, "num_inference_steps": 2}

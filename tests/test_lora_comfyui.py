@@ -16,10 +16,10 @@ from safetensors.torch import load_file
 from tiny import build
 from torch import nn
 
-from align.denoisers import denoiser_module
-from align.lora import add_lora, export_lora, load_lora, lora_factors, save_lora
-from align.lora_files import write_diffusers
-from align.lora_names import original_layers
+from align.diffusion.denoisers import denoiser_module
+from align.models.lora import add_lora, export_lora, load_lora, lora_factors, save_lora
+from align.models.lora_files import write_diffusers
+from align.models.lora_names import original_layers
 
 COMFYUI = json.loads((Path(__file__).parent / "fixtures" / "comfyui.json").read_text())
 # A tiny pipeline and what makes its denoiser's blocks those of the fixture's config.

@@ -8,9 +8,9 @@ from diffusers import StableDiffusionPipeline
 from tiny import build
 
 from align.cli import main
-from align.lora import add_lora, save_lora
-from align.models import load_pipeline
-from align.sample import generate
+from align.diffusion.sample import generate
+from align.models.load import load_pipeline
+from align.models.lora import add_lora, save_lora
 
 
 def run(*arguments):

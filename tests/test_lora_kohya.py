@@ -6,9 +6,9 @@ from safetensors.torch import load_file, save_file
 from tiny import build, tiny_pipeline
 
 from align.cli import main
-from align.lora import add_lora, export_lora, load_lora, lora_factors, save_lora
-from align.lora_names import original_layers
-from align.sample import generate
+from align.diffusion.sample import generate
+from align.models.lora import add_lora, export_lora, load_lora, lora_factors, save_lora
+from align.models.lora_names import original_layers
 
 PROMPTS = ["a red circle", "two green stars"]
 TRANSFORMERS = ["pixart-alpha", "pixart-sigma", "sd3", "sd3.5", "flux-dev", "sana", "sana-sprint"]

@@ -13,11 +13,12 @@ from safetensors.torch import save_file
 from tiny import build
 from torch import nn
 
-from align.denoisers import denoiser_module
+from align.diffusion.denoisers import denoiser_module
+from align.diffusion.sample import generate
 from align.evaluation.judging import trained_reward
 from align.evaluation.methods import parse_methods
 from align.evaluation.nar_methods import nar_source
-from align.lora import (
+from align.models.lora import (
     add_lora,
     load_lora,
     lora_factors,
@@ -25,10 +26,9 @@ from align.lora import (
     merge_lora,
     save_lora,
 )
-from align.lora_files import mix, parse_lora
-from align.lora_names import original_layers
+from align.models.lora_files import mix, parse_lora
+from align.models.lora_names import original_layers
 from align.rewards import parse_expression
-from align.sample import generate
 
 TO_Q = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
 CONV = "down_blocks.0.resnets.0.conv2"

@@ -5,13 +5,13 @@ import torch
 from tiny import build
 from train_helpers import brightness, run, small_config, small_session, train
 
+from align.alignprop import memory
+from align.alignprop.footprint import LiveBytes
+from align.alignprop.memory import Needs, plan
+from align.alignprop.update import batch_loss
 from align.cli import main
-from align.config import TrainConfig
-from align.empty import empty_pipeline
-from align.training import memory
-from align.training.footprint import LiveBytes
-from align.training.memory import Needs, plan
-from align.training.update import batch_loss
+from align.config.train import TrainConfig
+from align.models.empty import empty_pipeline
 
 ALL_SAVINGS = {"block_checkpointing": True, "vae_tiling": True, "cache_embeddings": True}
 

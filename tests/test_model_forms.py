@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from tiny import build
 
 from align.cli import main
-from align.models import load_pipeline
-from align.sample import generate
+from align.diffusion.sample import generate
+from align.models.load import load_pipeline
 
 RUN = {"seed": 3, "num_inference_steps": 2}
 
@@ -159,7 +159,7 @@ def test_an_overflow_says_where_and_in_which_precision(component):
 
 PAGE = """
 import os
-from align.config import DemoConfig
+from align.config.commands import DemoConfig
 from align.demo.network import own_address_without_proxy
 before = dict(os.environ)
 with own_address_without_proxy("127.0.0.1", share=False):
@@ -207,7 +207,7 @@ def test_a_public_link_through_socks_says_what_it_needs(monkeypatch):
 
 
 def test_the_hub_through_socks_says_what_it_needs():
-    from align.hub import reach
+    from align.models.hub import reach
 
     def load(source):
         raise ImportError("Using SOCKS proxy, but the 'socksio' package is not installed.")
@@ -218,7 +218,7 @@ def test_the_hub_through_socks_says_what_it_needs():
 
 def test_a_repository_with_a_variant_alone_is_found_in_its_copy_here(tmp_path, monkeypatch):
     """As `from_pretrained` keeps one; nothing is asked of the Hub."""
-    from align import model_parts
+    from align.models.load import parts as model_parts
 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     snapshot = tmp_path / "models--o--m" / "snapshots" / ("0" * 40)

@@ -9,8 +9,8 @@ from ldm import save_as_ldm
 from safetensors.torch import save_file
 from tiny import build
 
-from align.models import EMBEDDED, load_pipeline
-from align.sample import generate
+from align.diffusion.sample import generate
+from align.models.load import EMBEDDED, load_pipeline
 
 PROMPTS = ["a red circle", "two green stars"]
 
@@ -161,7 +161,7 @@ def test_a_gated_model_says_how_to_get_it():
     from huggingface_hub.errors import GatedRepoError, Response
     from huggingface_hub.utils import get_session
 
-    from align.hub import reach
+    from align.models.hub import reach
 
     def load(source):
         request = get_session().build_request("GET", f"https://huggingface.co/{source}")

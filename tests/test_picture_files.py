@@ -11,8 +11,8 @@ from PIL import Image
 
 from align.demo import uploads
 from align.evaluation.quality import real_pictures
-from align.nar.data import find_pictures, load_pixels
-from align.picture_files import read_image, read_picture
+from align.nar.training.data import find_pictures, load_pixels
+from align.runs.pictures import read_image, read_picture
 
 UPRIGHT = np.zeros((8, 6, 3), np.uint8)
 UPRIGHT[:4, :, 0] = UPRIGHT[4:, :, 2] = 255  # red over blue

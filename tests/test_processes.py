@@ -12,11 +12,11 @@ import torch
 from accelerate.utils import DynamoBackend
 
 from align.evaluation.work import process
-from align.processes import is_first, open_accelerator
+from align.models.processes import is_first, open_accelerator
 
 LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 WAITING = """
-from align.processes import open_accelerator
+from align.models.processes import open_accelerator
 from align.training.stopping import stop_signals
 with stop_signals():
     open_accelerator(cpu=True)

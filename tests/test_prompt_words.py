@@ -6,19 +6,19 @@ import pytest
 from tiny import clip_tokenizer, tiny_pipeline
 from transformers import CLIPTokenizer
 
-from align.denoisers import encode_prompts
-from align.prompt_words import _warn, warn_about_prompts
+from align.diffusion.denoisers import encode_prompts
+from align.diffusion.prompt_limits import _warn, warn_about_prompts
 
 
 @pytest.fixture(autouse=True)
 def _forget(caplog):
     _warn.cache_clear()
-    caplog.set_level(logging.WARNING, logger="align.prompt_words")
+    caplog.set_level(logging.WARNING, logger="align.diffusion.prompt_limits")
 
 
 def said(caplog) -> str:
     """Our own messages; diffusers and transformers have theirs."""
-    ours = [r.getMessage() for r in caplog.records if r.name == "align.prompt_words"]
+    ours = [r.getMessage() for r in caplog.records if r.name == "align.diffusion.prompt_limits"]
     return "\n".join(ours)
 
 

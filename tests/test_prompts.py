@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 import align
 from align.evaluation.benchmarks import load_benchmark
-from align.prompts import (
+from align.language.prompts import (
     builtin_names,
     default_prompts,
     draw_prompts,

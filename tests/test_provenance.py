@@ -7,16 +7,17 @@ import torch
 from tiny import tiny_pipeline
 
 import align
-from align.config import LoraFilesConfig, OptimizeConfig
-from align.evaluation.config import CompareConfig, EvaluateConfig
+from align.commands.lora import model_of
+from align.config.commands import LoraFilesConfig
+from align.config.evaluate import CompareConfig, EvaluateConfig
+from align.config.optimize import OptimizeConfig
 from align.evaluation.judging import Judges, load_judges, optimized_terms
 from align.evaluation.methods import parse_methods
 from align.evaluation.nar_methods import nar_source
-from align.lora_commands import model_of
-from align.prompts import PromptSet
-from align.provenance import choosing_terms, run_of, trained_terms
+from align.language.prompts import PromptSet
 from align.rewards import load_judge, load_reward
 from align.rewards.identity import shared, terms_of
+from align.rewards.provenance import choosing_terms, run_of, trained_terms
 
 
 def wrote(folder, **config):

@@ -9,7 +9,7 @@ from tiny_rewards import DETECTORS, NETWORKS, installed_weights
 
 from align.cli import main
 from align.nar import NARPipeline, NARScheduler
-from align.run import read_metrics
+from align.runs.folder import read_metrics
 
 REWARDS = (*NETWORKS, "nsfw", *DETECTORS[:2], DETECTORS[3])  # OWL-ViT twice, YOLOS once
 installed = installed_weights

@@ -13,8 +13,8 @@ from tiny import build
 from torch import nn
 from train_helpers import run, weights
 
-from align.denoisers import denoiser_module
-from align.sample import generate
+from align.diffusion.denoisers import denoiser_module
+from align.diffusion.sample import generate
 from align.training.checkpoints import list_checkpoints
 
 BITS = {

@@ -8,11 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from align import quickstart as q
 from align.cli import main
-from align.config import QuickstartConfig
-from align.models import EMBEDDED
-from align.prompts import load_prompts
+from align.commands import quickstart as q
+from align.config.commands import QuickstartConfig
+from align.language.prompts import load_prompts
+from align.models.load import EMBEDDED
 
 
 def test_a_fast_machine_does_all_of_it():

@@ -10,9 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from align import report
 from align.cli import parse
-from align.config import GenerateConfig, TrainConfig
+from align.config.commands import GenerateConfig
+from align.config.train import TrainConfig
+from align.runs import page as report
 
 
 class Outline(html.parser.HTMLParser):

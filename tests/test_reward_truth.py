@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from align.decompose import decompose, scene_assertions
+from align.language.assertions import scene_assertions
+from align.language.decompose import decompose
 from align.scenes import CATEGORIES, Scene, SceneObject, is_heldout, layout, parse
 from align.scenes.dataset import random_stated_scene
 from align.scenes.grammar import describe, heldout_combinations

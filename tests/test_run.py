@@ -12,8 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from align.config import GenerateConfig, TrainConfig
-from align.run import (
+from align.config.commands import GenerateConfig
+from align.config.train import TrainConfig
+from align.runs.folder import (
     atomic_path,
     grid_images,
     image_grid,
@@ -111,7 +112,7 @@ def test_failed_write_leaves_the_former_file(tmp_path):
 
 FILL = """
 import sys
-from align.run import write_atomic
+from align.runs.folder import write_atomic
 write_atomic(sys.argv[1], "x" * 100_000)
 """
 

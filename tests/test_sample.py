@@ -7,10 +7,10 @@ import pytest
 import torch
 from tiny import SIZE, build, tiny_pipeline, with_scheduler
 
-from align.denoisers import encode_prompts, make_denoiser
-from align.models import EMBEDDED, load_pipeline
-from align.pixels import decode
-from align.sample import generate, make_noise, sample
+from align.diffusion.denoisers import encode_prompts, make_denoiser
+from align.diffusion.pixels import decode
+from align.diffusion.sample import generate, make_noise, sample
+from align.models.load import EMBEDDED, load_pipeline
 
 PROMPTS = ["a red circle", "two green stars"]
 SCHEDULERS = [

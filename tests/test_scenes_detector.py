@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from align.rewards import load_reward
+from align.rewards import load_reward, scenes_score
 from align.rewards import scenes_detector as detector
 from align.scenes import CATEGORIES, describe, parse, render
 from align.scenes.dataset import random_stated_scene
@@ -44,22 +44,22 @@ def scripts():
     sys.path.remove(str(SCRIPTS))
 
 
-def random_maps(pictures: int, seed: int = 0) -> detector.Maps:
+def random_maps(pictures: int, seed: int = 0) -> scenes_score.Maps:
     """Findings at 256 places, as an untrained network might have them, in float64."""
     draw = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> torch.Tensor:
         return 3 * torch.randn(pictures, 256, *shape, generator=draw, dtype=torch.float64)
 
-    centers = detector.cell_centers(16, 16).double() + normal(2) / 3
-    return detector.Maps(
+    centers = scenes_score.cell_centers(16, 16).double() + normal(2) / 3
+    return scenes_score.Maps(
         normal(), normal(len(COLORS) + 1), normal(len(SHAPES) + 1), normal(len(TEXTURES)),
         centers, 12 + normal(), normal(), normal(),
     )  # fmt: skip
 
 
 def floored(p: float) -> float:
-    return math.log(detector.FLOOR + (1 - detector.FLOOR) * p)
+    return math.log(scenes_score.FLOOR + (1 - scenes_score.FLOOR) * p)
 
 
 def sigmoid(x: float) -> float:
@@ -67,7 +67,7 @@ def sigmoid(x: float) -> float:
 
 
 def bounded(x: float) -> float:
-    return detector.MOST_ODDS * math.tanh(x / detector.MOST_ODDS)
+    return scenes_score.MOST_ODDS * math.tanh(x / scenes_score.MOST_ODDS)
 
 
 def local_maxima(values: torch.Tensor, count: int) -> list[int]:
@@ -81,11 +81,11 @@ def local_maxima(values: torch.Tensor, count: int) -> list[int]:
     return [place for _, place in sorted(found)[:count]]
 
 
-def plain_score(maps: detector.Maps, row: int, prompt: str) -> float:
+def plain_score(maps: scenes_score.Maps, row: int, prompt: str) -> float:
     """The score by loops over assignments, straight from the module's docstring."""
     scene = parse(prompt)
     m = {name: value[row] for name, value in vars(maps).items()}
-    places = local_maxima(m["presence"], detector.CANDIDATES)
+    places = local_maxima(m["presence"], scenes_score.CANDIDATES)
 
     def holds(kind: str, a: int, b: int) -> float:
         (ax, ay), (bx, by) = m["center"][a].tolist(), m["center"][b].tolist()
@@ -116,17 +116,17 @@ def plain_score(maps: detector.Maps, row: int, prompt: str) -> float:
             total += floored(holds(relation.kind, chosen[relation.first], chosen[relation.second]))
         others = [k for k in places if k not in chosen]
         absent = [math.log(sigmoid(-bounded(float(m["presence"][k])))) for k in others]
-        exact += math.exp(total + detector.EXTRA * sum(absent))
-    flaws = local_maxima(m["flaw"], detector.FLAWS)
+        exact += math.exp(total + scenes_score.EXTRA * sum(absent))
+    flaws = local_maxima(m["flaw"], scenes_score.FLAWS)
     clean = sum(math.log(sigmoid(-bounded(float(m["flaw"][k])))) for k in flaws)
     if scene.counted:  # exchanging alike objects is no other way to show them
         exact /= math.factorial(len(scene.objects))
-    return math.log(exact) + detector.FLAW * clean
+    return math.log(exact) + scenes_score.FLAW * clean
 
 
 def test_the_score_is_that_of_a_loop_over_assignments():
     maps = random_maps(len(PROMPTS))
-    scores = detector.score(maps, PROMPTS)
+    scores = scenes_score.score(maps, PROMPTS)
     expected = [plain_score(maps, row, prompt) for row, prompt in enumerate(PROMPTS)]
     assert scores.tolist() == pytest.approx(expected, rel=1e-9)
     assert (scores <= 0).all()
@@ -134,7 +134,7 @@ def test_the_score_is_that_of_a_loop_over_assignments():
 
 def test_candidates_are_local_maxima_strongest_first():
     maps = random_maps(3)
-    places = detector.peaks(maps.presence, 6)
+    places = scenes_score.peaks(maps.presence, 6)
     for row in range(3):
         assert places[row].tolist() == local_maxima(maps.presence[row], 6)
 
@@ -148,7 +148,7 @@ def labels_of(scripts, *rows) -> torch.Tensor:
 def test_places_belong_to_the_nearest_object(scripts):
     labels = labels_of(scripts, (0, 0, 0, 10.0, 10.0, 9.0, 0), (1, 1, 0, 18.0, 10.0, 9.0, 1))
     targets = scripts["training"].assign(labels)
-    centers = detector.cell_centers(16, 16)
+    centers = scenes_score.cell_centers(16, 16)
     for place, (x, y) in enumerate(centers.tolist()):
         distances = [math.hypot(x - 10, y - 10), math.hypot(x - 18, y - 10)]
         assert bool(targets.near[0, place]) == (min(distances) < 3)
@@ -169,13 +169,13 @@ def test_the_loss_falls_to_nothing_where_everything_is_found(scripts):
 
     depth = torch.where(targets.owner == 1, sure, -sure)
     none = torch.zeros(1, 256, dtype=torch.bool)
-    maps = detector.Maps(
+    maps = scenes_score.Maps(
         sure * (2 * targets.near.float() - 1), one_hot(0, 9), one_hot(1, 7), one_hot(2, 3),
         rows[None, :, 3:5], rows[None, :, 5], depth.float(), torch.full((1, 256), -sure),
     )  # fmt: skip
     loss, _ = training.detection_loss(maps, labels, (none, ~none))
     assert float(loss[0]) < 1e-4
-    wrong = detector.Maps(**(vars(maps) | {"depth": -maps.depth}))
+    wrong = scenes_score.Maps(**(vars(maps) | {"depth": -maps.depth}))
     loss, _ = training.detection_loss(wrong, labels, (none, ~none))
     assert float(loss[0]) == pytest.approx(2 * sure, rel=1e-3)
 
@@ -192,7 +192,7 @@ def test_a_stain_is_a_flaw_and_a_shifted_picture_has_none(scripts):
     stained = drawn.clone()
     stained[:, :, 28:34, 36:42] = torch.tensor([0.9, 0.1, 0.9])[:, None, None]
     flaw, _ = scripts["training"].flaw_targets(stained, drawn)
-    at = detector.cell_centers(16, 16)
+    at = scenes_score.cell_centers(16, 16)
     inside = ((at - torch.tensor([39.0, 31.0])).abs() <= 3).all(1)
     assert flaw[:, inside].any(1).all()
     assert not flaw[:, (at - torch.tensor([39.0, 31.0])).norm(dim=1) > 12].any()

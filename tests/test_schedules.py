@@ -7,13 +7,14 @@ import pytest
 import torch
 from tiny import BETAS, build, stable_diffusion, with_scheduler
 
-from align.denoisers import make_denoiser
+from align.alignprop.rollout import check_window, rollout
+from align.alignprop.windows import draw_window
+from align.config.windows import parse_window
+from align.diffusion.denoisers import make_denoiser
+from align.diffusion.sample import generate, make_noise, sample
+from align.diffusion.schedules import check_schedule, set_scheduler
 from align.nar import NARScheduler
 from align.nar.scheduler import changed_scheduler
-from align.sample import generate, make_noise, sample
-from align.schedules import check_schedule, set_scheduler
-from align.training.rollout import check_window, rollout
-from align.training.windows import draw_window, parse_window
 
 PROMPTS = ["a red circle", "two green stars"]
 

@@ -6,8 +6,8 @@ from diffusers.loaders import single_file_utils
 from originals import save_sdxl, save_transformer
 from tiny import build, sdxl
 
-from align.models import load_pipeline
-from align.sample import generate
+from align.diffusion.sample import generate
+from align.models.load import load_pipeline
 
 PROMPTS = ["a red circle", "two green stars"]
 RUN = {"seed": 3, "num_inference_steps": 2, "height": 32, "width": 32}

@@ -12,21 +12,21 @@ from tiny_rewards import installed_weights
 
 import align
 from align.cli import main
-from align.config import StressConfig
-from align.denoisers import make_denoiser
+from align.config.commands import StressConfig
+from align.diffusion.denoisers import make_denoiser
+from align.diffusion.pixels import decode
+from align.diffusion.sample import generate, make_noise, sample
 from align.evaluation.statistics import difference, estimate
+from align.evaluation.stress import _judge
+from align.evaluation.stress_ascent import ascend
+from align.evaluation.stress_report import save_plot, summarize
 from align.evaluation.summary import as_dict
 from align.evaluation.wording import signed
+from align.language.prompts import PromptSet
 from align.noise_opt.paint import make_painter
-from align.pixels import decode
-from align.prompts import PromptSet
 from align.rewards import load_judge, load_reward
-from align.run import read_metrics
-from align.sample import generate, make_noise, sample
+from align.runs.folder import read_metrics
 from align.scenes import verify
-from align.stress import _judge
-from align.stress_ascent import ascend
-from align.stress_report import save_plot, summarize
 
 installed = installed_weights
 PROMPTS = ["red", "two blue"]

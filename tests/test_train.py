@@ -10,9 +10,9 @@ from PIL import Image
 from tiny import build
 from train_helpers import LORA, PROMPTS, run, small_config, weights
 
-from align.lora import add_lora
-from align.sample import generate
-from align.training.embeddings import Embeddings
+from align.alignprop.embeddings import Embeddings
+from align.diffusion.sample import generate
+from align.models.lora import add_lora
 
 
 def test_a_run_leaves_what_the_interface_names(tmp_path):

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from tiny import build
 from train_helpers import LORA, brightness, small_config
 
-from align.run import read_metrics
-from align.train import train
+from align.alignprop.train import train
+from align.runs.folder import read_metrics
 from align.training import checkpoints
 from align.training.checkpoints import list_checkpoints, read_checkpoint
 

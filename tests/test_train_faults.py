@@ -11,11 +11,12 @@ import torch
 from tiny import build
 from train_helpers import LORA, PROMPTS, brightness, run, small_config
 
+from align.alignprop import memory
+from align.alignprop.train import train
+from align.alignprop.update import Diverged
 from align.cli import main
-from align.run import read_metrics
-from align.train import train
-from align.training import memory, runs
-from align.training.update import Diverged
+from align.runs.folder import read_metrics
+from align.training import runs
 from tests.nar.fit_helpers import nan_gradient
 
 

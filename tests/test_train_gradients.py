@@ -5,13 +5,15 @@ import torch
 from tiny import build, with_scheduler
 from train_helpers import brightness, small_session
 
-from align.denoisers import make_denoiser
-from align.pixels import decode
-from align.prompts import draw_prompts
-from align.sample import make_noise, sample
-from align.training.rollout import rollout
-from align.training.update import batch_loss
-from align.training.windows import draw_window, image_seed, parse_window
+from align.alignprop.rollout import rollout
+from align.alignprop.update import batch_loss
+from align.alignprop.windows import draw_window
+from align.config.windows import parse_window
+from align.diffusion.denoisers import make_denoiser
+from align.diffusion.pixels import decode
+from align.diffusion.sample import make_noise, sample
+from align.language.prompts import draw_prompts
+from align.training.seeding import image_seed
 
 INDICES = [2, 3]
 STEPS = 4

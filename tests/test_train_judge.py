@@ -7,7 +7,7 @@ import pytest
 import torch
 from train_helpers import LORA, run, small_config
 
-from align.prompts import training_prompts
+from align.language.prompts import training_prompts
 from align.scenes.dataset import prompt_set
 from align.training.judge import (
     HeldOutJudge,

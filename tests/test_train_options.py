@@ -11,9 +11,9 @@ import torch
 from tiny import build
 from train_helpers import run, small_config, small_session, weights
 
-from align.lora import trained_parameters
-from align.training.embeddings import Embeddings
-from align.training.update import batch_loss, saved_on_cpu, train_step
+from align.alignprop.embeddings import Embeddings
+from align.alignprop.update import batch_loss, saved_on_cpu, train_step
+from align.models.lora import trained_parameters
 
 
 def updates(folder, count=1, **changes):

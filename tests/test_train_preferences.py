@@ -9,18 +9,18 @@ import torch.nn.functional as F
 from tiny import build, with_scheduler
 from train_helpers import run, small_config, small_session, weights
 
-from align.denoisers import make_denoiser
-from align.lora import trained_parameters
-from align.lora_sources import lora_layers
-from align.models import load_pipeline
-from align.prompts import draw_prompts
-from align.sample import generate, make_noise, sample
-from align.train import train
-from align.training.memory import Needs, savings
-from align.training.preferences import diffusion_dpo_loss, preference_loss, ranked_pairs
-from align.training.self_check import self_check
-from align.training.session import check_method
-from align.training.windows import image_seed
+from align.alignprop.memory import Needs, savings
+from align.alignprop.preferences import diffusion_dpo_loss, preference_loss, ranked_pairs
+from align.alignprop.self_check import self_check
+from align.alignprop.session import check_method
+from align.alignprop.train import train
+from align.diffusion.denoisers import make_denoiser
+from align.diffusion.sample import generate, make_noise, sample
+from align.language.prompts import draw_prompts
+from align.models.load import load_pipeline
+from align.models.lora import trained_parameters
+from align.models.lora_sources import lora_layers
+from align.training.seeding import image_seed
 
 DPO_REST: dict[str, Any] = {"method": "dpo", "group_size": 4, "batch_size": 8}
 DPO = DPO_REST | {"pair_timesteps": 2}

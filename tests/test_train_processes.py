@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from train_child import run
 from train_helpers import PROMPTS
 
-from align import processes
+from align.models import processes
 from align.training.checkpoints import list_checkpoints
 
 CHILD = str(Path(__file__).with_name("train_child.py"))

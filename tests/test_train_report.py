@@ -6,7 +6,7 @@ import pytest
 from tiny import build
 from train_helpers import brightness, run, small_config
 
-from align.train import train
+from align.alignprop.train import train
 
 JUDGED = {"judge": "jpeg", "judge_prompts": "animals", "judge_images": 4}
 

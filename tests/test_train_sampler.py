@@ -9,15 +9,15 @@ from test_schedules import pndm
 from tiny import build
 from train_helpers import brightness, run, small_config, small_session
 
+from align.alignprop.frozen import needs_tiles, tile_decoder
+from align.alignprop.memory import Needs, savings
+from align.alignprop.self_check import self_check
+from align.alignprop.session import open_session
+from align.alignprop.update import batch_loss
 from align.cli import main
-from align.config import TrainConfig
-from align.denoisers import make_denoiser
-from align.presets import PRESETS
-from align.training.frozen import needs_tiles, tile_decoder
-from align.training.memory import Needs, savings
-from align.training.self_check import self_check
-from align.training.session import open_session
-from align.training.update import batch_loss
+from align.config.presets import PRESETS
+from align.config.train import TrainConfig
+from align.diffusion.denoisers import make_denoiser
 
 NAMED = sorted(name for name, values in PRESETS.items() if "scheduler" in values)
 
@@ -105,7 +105,7 @@ def test_self_check_of_one_step_sees_unit_noise(tmp_path, monkeypatch):
 
         return type(denoise)(**vars(denoise) | {"predict": predict})
 
-    monkeypatch.setattr("align.training.self_check.make_denoiser", spied)
+    monkeypatch.setattr("align.alignprop.session.make_denoiser", spied)
     pipe = build("sd-turbo")
     scheduler = pipe.scheduler
     config = small_config(
@@ -120,8 +120,8 @@ def test_self_check_of_one_step_sees_unit_noise(tmp_path, monkeypatch):
 
 def test_the_bound_on_a_steps_gradient_counts_fresh_noisings(tmp_path, monkeypatch):
     """Four equal noisings are one: their mean, bounded, is the gradient of one, bounded."""
-    from align.training import update
-    from align.training.windows import image_seed
+    from align.alignprop import update
+    from align.training.seeding import image_seed
 
     monkeypatch.setattr(
         update, "image_seed", lambda name, *rest: image_seed(name.split("-")[0], *rest)

@@ -9,8 +9,8 @@ from tiny import build
 from train_helpers import brightness, small_config
 
 import align
+from align.alignprop.self_check import findings_text, self_check
 from align.cli import main
-from align.training.self_check import findings_text, self_check
 
 
 class Doubled(torch.autograd.Function):
@@ -70,7 +70,7 @@ def test_what_is_checked_is_the_plan_for_the_card(tmp_path, monkeypatch):
         seen.append(reward.differentiable)
         return dataclasses.replace(config, batch_size=4), None
 
-    monkeypatch.setattr("align.training.self_check.plan", planned)
+    monkeypatch.setattr("align.alignprop.self_check.plan", planned)
     build("sd").save_pretrained(tmp_path / "model")
     findings = self_check(
         small_config(tmp_path, model=str(tmp_path / "model"), memory="12gb"), reward=brightness

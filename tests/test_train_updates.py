@@ -10,14 +10,14 @@ from accelerate.optimizer import AcceleratedOptimizer
 from tiny import build
 from train_helpers import brightness, randomize, run, small_config, small_session, weights
 
-from align.lora import add_lora, load_lora, save_lora
+from align.alignprop.preferences import loss_of, preference_loss
+from align.alignprop.session import open_session
+from align.alignprop.update import batch_loss, train_step
+from align.models.lora import add_lora, load_lora, save_lora
 from align.rewards import load_reward
 from align.training.optimizer import SKIPS
-from align.training.preferences import loss_of, preference_loss
-from align.training.regularize import RunningScale
-from align.training.session import open_session
+from align.training.scales import RunningScale
 from align.training.stopping import Diverged
-from align.training.update import batch_loss, train_step
 from tests.nar.fit_helpers import nan_gradient
 
 DPO = {"method": "dpo", "group_size": 4, "batch_size": 8, "pair_timesteps": 2}

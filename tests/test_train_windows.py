@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from align.training.windows import draw_window, image_seed, parse_window
+from align.alignprop.windows import draw_window
+from align.config.windows import parse_window
+from align.training.seeding import image_seed
 
 
 def kept(text, steps, *, update=0, seed=0, indices=(0, 1)):

@@ -19,9 +19,9 @@ import torch
 from tiny import build
 from train_helpers import brightness, small_config
 
+from align.alignprop.train import train
 from align.cli import leave
-from align.processes import GROUPS
-from align.train import train
+from align.models.processes import GROUPS
 
 
 def run(folder: Path, **changes) -> None:

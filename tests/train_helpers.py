@@ -3,10 +3,10 @@
 import torch
 from tiny import build
 
-from align.config import TrainConfig
-from align.lora import trained_parameters
-from align.train import train
-from align.training.session import open_session
+from align.alignprop.session import open_session
+from align.alignprop.train import train
+from align.config.train import TrainConfig
+from align.models.lora import trained_parameters
 
 SMALL = {
     "model": "tiny",

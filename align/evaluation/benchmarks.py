@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from align.checks import one_of
-from align.prompt_files import SUFFIXES, read_prompts
-from align.prompts import PromptSet, builtin_names, load_prompts
+from align.config.checks import one_of
+from align.language.prompt_files import SUFFIXES, read_prompts
+from align.language.prompts import PromptSet, builtin_names, load_prompts
 
 CATEGORY_COLUMNS = (
     "category",

@@ -8,13 +8,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from align.evaluation.config import EvaluationConfig
+from align.config.evaluate import EvaluationConfig
 from align.evaluation.methods import Method
-from align.prompts import PromptSet
-from align.provenance import choosing_terms, trained_terms
-from align.provenance import trained_reward as trained_reward
+from align.language.prompts import PromptSet
 from align.rewards import load_judge, load_reward
 from align.rewards.identity import shared, terms_of
+from align.rewards.provenance import choosing_terms, trained_terms
+from align.rewards.provenance import trained_reward as trained_reward
 from align.rewards.reward import Reward
 
 SHARES = ("exact", "partial")

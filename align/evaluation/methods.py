@@ -20,16 +20,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from align.budget import Budget
-from align.checks import one_of
-from align.config import OptimizeConfig
+from align.config.budget import Budget
+from align.config.checks import one_of
+from align.config.optimize import Method as OptimizeMethod
+from align.config.optimize import OptimizeConfig
+from align.diffusion.sample import candidate_seeds
 from align.evaluation.nar_methods import nar_source, nar_spending
 from align.evaluation.pricing import Task, candidates, draw, priced, score
 from align.evaluation.spending import Spent, spending_of
 from align.noise_opt import optimize
-from align.optimize_config import Method as OptimizeMethod
 from align.rewards.reward import Reward
-from align.sample import candidate_seeds
 
 OPTIMIZERS = tuple(name for name in get_args(OptimizeMethod) if name != "bon")
 SEARCHES = ("bon", *OPTIMIZERS)

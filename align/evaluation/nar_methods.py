@@ -9,8 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from align.evaluation.spending import spending
-from align.lora_files import parse_lora
-from align.provenance import run_of
+from align.models.lora_files import parse_lora
+from align.rewards.provenance import run_of
 from align.rewards.reward import Reward
 
 DEFAULT = "embedded/nar-scenes"

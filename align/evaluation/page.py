@@ -5,7 +5,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from align import report as html
 from align.evaluation import plots
 from align.evaluation.run import Plan
 from align.evaluation.summary import results_of, summarize
@@ -17,9 +16,10 @@ from align.evaluation.wording import (
     load_note,
     number,
 )
-from align.files import atomic_path, finite, write_atomic, write_json
-from align.picture_files import read_picture
-from align.report import Shot, command_line, objects_text
+from align.runs import page as html
+from align.runs.files import atomic_path, finite, write_atomic, write_json
+from align.runs.page import Shot, command_line, objects_text
+from align.runs.pictures import read_picture
 
 SHOWN_PER_CATEGORY = 1
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from align.evaluation.wording import label, measure_name
-from align.report import COLORS
+from align.runs.page import COLORS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

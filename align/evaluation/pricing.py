@@ -8,9 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from align.budget import Budget, Purse
-from align.config import OptimizeConfig
-from align.denoisers import default_steps
+from align.config.budget import Budget, Purse
+from align.config.optimize import OptimizeConfig
+from align.diffusion.denoisers import default_steps
+from align.diffusion.sample import candidate_seeds, generate, make_noise, past_the_noise
 from align.evaluation.nar_methods import draw_nar, nar_passes
 from align.evaluation.spending import seconds_of
 from align.noise_opt.evaluate import Evaluator
@@ -19,7 +20,6 @@ from align.noise_opt.paint import make_painter
 from align.noise_opt.search import measure_backward_cost
 from align.noise_opt.weights import weigh
 from align.rewards.reward import Reward
-from align.sample import candidate_seeds, generate, make_noise, past_the_noise
 
 BON_DEFAULT = 16
 

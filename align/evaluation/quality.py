@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from align.files import brief
-from align.picture_files import SUFFIXES, is_picture, read_picture
+from align.runs.files import brief
+from align.runs.pictures import SUFFIXES, is_picture, read_picture
 from align.scenes import CATEGORIES, layout, parse, render
 from align.scenes.dataset import random_stated_scene
 

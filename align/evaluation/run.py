@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 
-from align.budget import Budget
-from align.denoisers import image_size
+from align.config.budget import Budget
+from align.config.evaluate import CompareConfig, EvaluateConfig
+from align.diffusion.denoisers import image_size
+from align.diffusion.schedules import check_schedule, set_scheduler
 from align.evaluation.benchmarks import choose, load_benchmark
-from align.evaluation.config import CompareConfig, EvaluateConfig
 from align.evaluation.judging import Judges, judge_images, load_judges
 from align.evaluation.methods import Made, Method, parse_methods, run
 from align.evaluation.pricing import Costs, Task, measure_costs, measure_seconds
@@ -24,15 +25,14 @@ from align.evaluation.work import (
     open_shared_run,
     read_all,
 )
-from align.files import claimed, write_json
-from align.models import load_pipeline
+from align.language.prompts import PromptSet, default_prompts
+from align.models.load import load_pipeline
 from align.noise_opt.search import PULLS
-from align.prompts import PromptSet, default_prompts
 from align.rewards import load_reward
 from align.rewards.catalogue import SCENES_REWARD
 from align.rewards.reward import Reward
-from align.run import save_image
-from align.schedules import check_schedule, set_scheduler
+from align.runs.files import claimed, write_json
+from align.runs.folder import save_image
 
 AnyConfig = EvaluateConfig | CompareConfig
 STRIDE = 2**20  # between the seeds of a prompt's pictures: candidates of one never meet another's

@@ -11,8 +11,8 @@ import psutil
 import torch
 from torch import Tensor
 
-from align.budget import Budget, parse_budget
-from align.denoisers import denoiser_module
+from align.config.budget import Budget, parse_budget
+from align.diffusion.denoisers import denoiser_module
 from align.rewards.reward import Reward
 
 QUIET_LOAD = 0.3

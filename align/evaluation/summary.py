@@ -26,9 +26,9 @@ from align.evaluation.quality import (
 from align.evaluation.run import Plan
 from align.evaluation.spending import QUIET_LOAD
 from align.evaluation.statistics import BOUNDS, Estimate, difference, estimate
-from align.picture_files import read_image
 from align.rewards.identity import terms_of
-from align.run import describe_run
+from align.runs.folder import describe_run
+from align.runs.pictures import read_image
 
 TRUE_SCENES = 900  # renders that stand for the real pictures of the scenes world
 TRUE_NEAREST = 200  # of which as many show how far a new true picture lies from the training ones

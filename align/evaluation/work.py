@@ -12,9 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from align.checks import to_dict
-from align.files import claimed, write_json
-from align.run import check_folder, open_run
+from align.config.checks import to_dict
+from align.runs.files import claimed, write_json
+from align.runs.folder import check_folder, open_run
 
 WAIT = 300.0  # seconds that other processes wait for the first one to make the folder
 # Where and how fast a run is computed; results do not depend on it.

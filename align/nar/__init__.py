@@ -1,14 +1,13 @@
 """NAR: neighboring-autoregressive image and video generation (arXiv 2503.10696).
 
 The public names are imported on first use, so that the command line can read the settings in
-`align.nar.config` without importing torch.
+`align.config.nar` without importing torch.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from align.nar.alignment import align_nar as align_nar
     from align.nar.generate import generate_ids as generate_ids
     from align.nar.llamagen import LlamaGenTokenizer as LlamaGenTokenizer
     from align.nar.llamagen import load_llamagen_tokenizer as load_llamagen_tokenizer
@@ -20,8 +19,9 @@ if TYPE_CHECKING:
     from align.nar.reference import load_reference as load_reference
     from align.nar.scheduler import NARScheduler as NARScheduler
     from align.nar.tokenizer import ImageTokenizer as ImageTokenizer
-    from align.nar.train import train_nar as train_nar
-    from align.nar.train_tokenizer import train_tokenizer as train_tokenizer
+    from align.nar.training.align import align_nar as align_nar
+    from align.nar.training.tokenizer import train_tokenizer as train_tokenizer
+    from align.nar.training.train import train_nar as train_nar
     from align.nar.video_pipeline import NARVideoPipeline as NARVideoPipeline
     from align.nar.video_pipeline import NARVideoStep as NARVideoStep
     from align.nar.video_tokenizer import VideoTokenizer as VideoTokenizer
@@ -37,13 +37,13 @@ _HOMES = {
     "NARVideoPipeline": "align.nar.video_pipeline",
     "NARVideoStep": "align.nar.video_pipeline",
     "VideoTokenizer": "align.nar.video_tokenizer",
-    "align_nar": "align.nar.alignment",
+    "align_nar": "align.nar.training.align",
     "generate_ids": "align.nar.generate",
     "load_nar_pipeline": "align.nar.load",
     "load_llamagen_tokenizer": "align.nar.llamagen",
     "load_reference": "align.nar.reference",
-    "train_nar": "align.nar.train",
-    "train_tokenizer": "align.nar.train_tokenizer",
+    "train_nar": "align.nar.training.train",
+    "train_tokenizer": "align.nar.training.tokenizer",
 }
 
 __all__ = sorted(_HOMES)

@@ -10,7 +10,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from align.files import atomic_path, finite
+from align.runs.files import atomic_path, finite
 
 FORMATS = ("gif", "mp4")
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from align.models import EMBEDDED, _loading_bars, torch_device, torch_dtype
+from align.models.load import EMBEDDED, _loading_bars, torch_device, torch_dtype
 from align.nar.pipeline import NARPipeline
 from align.nar.video_pipeline import NARVideoPipeline
 

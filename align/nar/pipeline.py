@@ -52,7 +52,7 @@ def trained_policy(loras: str | Sequence[str]) -> dict[str, Any]:
 
     Raises FileNotFoundError where a LoRA is missing, ValueError where one cannot be read.
     """
-    from align.lora_files import find_lora, parse_lora, read_tensors
+    from align.models.lora_files import find_lora, parse_lora, read_tensors
 
     policy: dict[str, Any] = {}
     for source in [loras] if isinstance(loras, str) else loras:
@@ -122,7 +122,7 @@ class NARPipeline(DiffusionPipeline):
 
         Raises FileNotFoundError where one is missing, ValueError where it fits another model.
         """
-        from align.lora import load_lora, merge_lora  # peft takes a second to import
+        from align.models.lora import load_lora, merge_lora  # peft takes a second to import
 
         load_lora(self, loras)
         merge_lora(self)

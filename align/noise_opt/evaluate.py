@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from align.budget import Purse
+from align.config.budget import Purse
 from align.noise_opt.objective import Objective
 from align.noise_opt.paint import Painter
 from align.noise_opt.records import Answer, Pull

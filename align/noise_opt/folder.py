@@ -1,8 +1,8 @@
 """One prompt's folder of an `align optimize` run, and who may work in it.
 
 Everything is written whole or not at all; `result.json` comes last and says that the prompt is
-done. A lock that ends with its process (`align.files.claimed`) keeps two processes from the same
-prompt.
+done. A lock that ends with its process (`align.runs.files.claimed`) keeps two processes from the
+same prompt.
 """
 
 import json
@@ -15,10 +15,10 @@ from jaxtyping import Float
 from safetensors.torch import save_file
 from torch import Tensor
 
-from align.files import atomic_path, finite, write_json
 from align.noise_opt.pictures import save_curves
 from align.noise_opt.records import OptimizeStep
-from align.run import image_grid, save_image
+from align.runs.files import atomic_path, finite, write_json
+from align.runs.folder import image_grid, save_image
 
 GALLERY = 16  # pictures of the path
 ALIKE = 0.02  # root mean square distance under which two images count as the same

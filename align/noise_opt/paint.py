@@ -7,10 +7,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from align.denoisers import Denoiser, encode_prompts, family_of, make_denoiser
-from align.pixels import decode
-from align.prediction import predict_x0
-from align.sample import check_steps, past_the_noise, sample
+from align.diffusion.denoisers import Denoiser, encode_prompts, family_of, make_denoiser
+from align.diffusion.pixels import decode
+from align.diffusion.prediction import predict_x0
+from align.diffusion.sample import check_steps, past_the_noise, sample
 
 # (noise, stop) to images in [0, 1]: of the final latents, or of x_0 as predicted after `stop` steps
 Painter = Callable[..., Float[Tensor, "n 3 height width"]]

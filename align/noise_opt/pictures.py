@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from align.files import atomic_path
-from align.report import curve_plot
+from align.runs.files import atomic_path
+from align.runs.page import curve_plot
 
 
 def save_curves(path: Path, rows: Sequence[dict[str, Any]]) -> None:

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from align.budget import Purse
+from align.config.budget import Purse
 
 # How the terms' gradients reach the noise: "sum" pulls the gradient of the weighted sum back;
 # "image" clips each term's gradient on the image and pulls their weighted sum back; "exact" pulls

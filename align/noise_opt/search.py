@@ -11,8 +11,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from align.budget import Purse, parse_budget
-from align.denoisers import default_steps
+from align.config.budget import Purse, parse_budget
+from align.config.optimize import OptimizeConfig
+from align.diffusion.denoisers import default_steps
+from align.diffusion.sample import candidate_seeds, make_noise
 from align.noise_opt.ascend import carinox_paper, langevin, reno
 from align.noise_opt.carinox import carinox
 from align.noise_opt.evaluate import Evaluator
@@ -23,9 +25,7 @@ from align.noise_opt.paint import Painter, make_painter, preview_steps
 from align.noise_opt.records import Answer, Ask, OptimizeStep, Pull, Setup
 from align.noise_opt.regularizers import prior_gradient
 from align.noise_opt.weights import Weighing, weigh
-from align.optimize_config import OptimizeConfig
 from align.rewards import load_reward
-from align.sample import candidate_seeds, make_noise
 
 METHODS = {
     "bon": bon,

@@ -13,11 +13,11 @@ for rewards that the table does not know, w is 1.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from align.noise_opt.categories import CATEGORIES, Guess, classify
+from align.language.categories import CATEGORIES, Guess, classify
 from align.noise_opt.objective import Objective, Part, parts_of
 from align.rewards.expression import Term
 from align.rewards.reward import Reward
-from align.trust import EMBEDDED_TABLE, PUBLISHED, category_weights, read_table
+from align.rewards.trust import EMBEDDED_TABLE, PUBLISHED, category_weights, read_table
 
 # Rows that stand in for categories a table may lack.
 NEAREST = {"single": "color", "emotion": "non_spatial", "size": "shape"}

@@ -11,7 +11,7 @@ cube", become questions, "a red cube?", at most eight;
 
 Probabilities are of the answer's first token, over the two words (`blip-vqa`) or the whole
 vocabulary (`da-score`). The authors ask a language model for the assertions; rules
-(`align.decompose`) or a file with questions stand in for it here.
+(`align.language.decompose`) or a file with questions stand in for it here.
 """
 
 from pathlib import Path
@@ -22,7 +22,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import BertTokenizer, BlipForQuestionAnswering
 
-from align.decompose import decompose, with_article
+from align.language.assertions import with_article
+from align.language.decompose import decompose
 from align.rewards.catalogue import sources
 from align.rewards.facts import Fact, in_rows
 from align.rewards.resize import check_size, normalise, resize

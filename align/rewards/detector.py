@@ -29,8 +29,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers import CLIPTokenizer, OwlViTForObjectDetection, YolosForObjectDetection
 
-from align.checks import one_of
-from align.decompose import decompose, with_article
+from align.config.checks import one_of
+from align.language.assertions import with_article
+from align.language.decompose import decompose
 from align.rewards.catalogue import sources
 from align.rewards.resize import (
     IMAGENET_MEAN,

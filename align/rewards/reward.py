@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from align.checks import one_of
+from align.config.checks import one_of
 from align.rewards.catalogue import SETS
 from align.rewards.expression import Combination, Term, expand, leaves, parse_expression
 from align.rewards.user import UserReward, load_function

@@ -11,10 +11,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from align.decompose import identify, with_article
-from align.rewards import scenes_detector as detector
+from align.language.assertions import identify, with_article
+from align.rewards import scenes_score
 from align.rewards.facts import Fact
-from align.rewards.scenes_detector import Maps, Stated
+from align.rewards.scenes_score import Maps, Stated
 from align.scenes.grammar import COLORS, SHAPES, Scene, SceneObject, parse
 
 ORDINALS = ("", "second ", "third ", "fourth ")
@@ -24,15 +24,15 @@ SURE = 0.5  # of a note: less probable facts get one, and what it names is at le
 def explain(maps: Maps, prompts: list[str]) -> list[list[Fact]]:
     """The facts of each picture: every object and what is said of it, relations, nothing else, no
     stain. Raises ValueError for a prompt outside the grammar."""
-    found, clean = detector.candidates(maps), detector.flawless(maps).exp().tolist()
+    found, clean = scenes_score.candidates(maps), scenes_score.flawless(maps).exp().tolist()
     facts: list[list[Fact]] = [[] for _ in prompts]
-    for rows, stated in detector.by_count(prompts, found.presence.device):
-        part = detector.select(found, rows)
+    for rows, stated in scenes_score.by_count(prompts, found.presence.device):
+        part = scenes_score.select(found, rows)
         chosen = best_assignment(part, stated)
         sure = probabilities(part, stated)
         for i, row in enumerate(rows.tolist()):
             one = {name: values[i] for name, values in sure.items()}
-            candidates = detector.select(part, torch.tensor([i], device=chosen.device))
+            candidates = scenes_score.select(part, torch.tensor([i], device=chosen.device))
             facts[row] = [
                 *_facts(parse(prompts[row]), chosen[i].tolist(), one, candidates),
                 Fact("no object has a stain", clean[row], _stain(maps, row, clean[row])),
@@ -42,27 +42,27 @@ def explain(maps: Maps, prompts: list[str]) -> list[list[Fact]]:
 
 def best_assignment(found: Maps, stated: Stated) -> Int[Tensor, "b n"]:
     """The candidate of each stated object in the assignment that adds most to the score."""
-    ways = detector.assignments(stated.color.shape[1], stated.color.device)
-    return ways[detector.assignment_scores(found, stated).argmax(1)]
+    ways = scenes_score.assignments(stated.color.shape[1], stated.color.device)
+    return ways[scenes_score.assignment_scores(found, stated).argmax(1)]
 
 
 def probabilities(found: Maps, stated: Stated) -> dict[str, Float[Tensor, "b ..."]]:
     """Of each candidate that something is there (`present` [b, k]), of the stated objects at each
     candidate (`object`, `texture`, `size`, [b, n, k]) and of all relations [b, k, k, r]."""
-    present = detector.bounded(found.presence).sigmoid()
-    kinds = {name: _unfloored(f) for name, f in detector.object_facts(found, stated).items()}
+    present = scenes_score.bounded(found.presence).sigmoid()
+    kinds = {name: _unfloored(f) for name, f in scenes_score.object_facts(found, stated).items()}
     return {
         "present": present,
         "object": present[:, None] * kinds["color"] * kinds["shape"],
         "texture": kinds["texture"],
         "size": kinds["size"],
-        "relation": _unfloored(detector.relation_facts(found)),
+        "relation": _unfloored(scenes_score.relation_facts(found)),
     }
 
 
 def _unfloored(log_p: Tensor) -> Tensor:
     """The probability p behind `floored`."""
-    return ((log_p.exp() - detector.FLOOR) / (1 - detector.FLOOR)).clamp(0, 1)
+    return ((log_p.exp() - scenes_score.FLOOR) / (1 - scenes_score.FLOOR)).clamp(0, 1)
 
 
 def _facts(scene: Scene, chosen: list[int], sure: dict[str, Tensor], found: Maps) -> list[Fact]:
@@ -82,7 +82,7 @@ def _facts(scene: Scene, chosen: list[int], sure: dict[str, Tensor], found: Maps
                 facts.append(Fact(f"the {nth}{_noun(o)} is {said}", float(sure[kind][i, k])))
     for relation in scene.relations:
         a, b = relation.first, relation.second
-        kind = detector.RELATIONS.index(relation.kind)
+        kind = scenes_score.RELATIONS.index(relation.kind)
         text = f"the {names[a]} is {relation.kind} the {names[b]}"
         facts.append(Fact(text, float(sure["relation"][chosen[a], chosen[b], kind])))
     return [*facts, _nothing_else(sure["present"], chosen, found)]
@@ -102,7 +102,7 @@ def _nothing_else(present: Float[Tensor, " k"], chosen: list[int], found: Maps) 
 def _stain(maps: Maps, row: int, clean: float) -> str:
     """Where the likeliest stain of a picture is; nothing where there hardly is one."""
     side = round(maps.flaw.shape[1] ** 0.5)
-    x, y = detector.cell_centers(side, side)[int(maps.flaw[row].argmax())].tolist()
+    x, y = scenes_score.cell_centers(side, side)[int(maps.flaw[row].argmax())].tolist()
     return f"something at ({x:.0f}, {y:.0f})" if clean < SURE else ""
 
 

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from align.files import write_atomic, write_json
+from align.runs.files import write_atomic, write_json
 
 EMBEDDED = Path(__file__).parent.parent / "embedded"
 IMAGE_SIZE = 64

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from align.decompose import decompose
+from align.language.decompose import decompose
 from align.rewards.facts import Fact, in_rows
 from align.rewards.scenes_layers import (
     AttentionBlock,

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from align.checks import one_of
+from align.config.checks import one_of
 
 
 def load_function(path: Path, name: str) -> Callable:

@@ -22,8 +22,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from align.files import brief
 from align.rewards.catalogue import Source, size_text
+from align.runs.files import brief
 
 Model = TypeVar("Model")
 MODEL_FILES = (
@@ -175,7 +175,7 @@ def load_model(kind: Any, folder: Path, **settings: Any) -> Any:
 
     Raises ValueError where its files are damaged or lack weights.
     """
-    from align.models import _loading_bars  # it imports diffusers
+    from align.models.load import _loading_bars  # it imports diffusers
 
     try:
         with _loading_bars(shown=False):

@@ -20,10 +20,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from align.checks import to_dict, without_removed
-from align.files import clear_disk_errors, write_atomic
-from align.prompts import PromptSet
-from align.run import read_metrics, record_resume
+from align.config.checks import to_dict, without_removed
+from align.language.prompts import PromptSet
+from align.runs.files import clear_disk_errors, write_atomic
+from align.runs.folder import read_metrics, record_resume
 from align.training.optimizer import restore_optimizer, restore_schedule
 from align.training.runs import Run
 

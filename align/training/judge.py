@@ -11,16 +11,15 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from align.lora import save_lora
-from align.processes import is_first, own_device
-from align.prompts import PromptSet, load_prompts, refuse_reserved, training_prompts
-from align.provenance import judged_by_reward
+from align.language.prompts import PromptSet, load_prompts, refuse_reserved, training_prompts
+from align.models.lora import save_lora
+from align.models.processes import is_first, own_device
 from align.rewards import load_judge
+from align.rewards.provenance import judged_by_reward
 from align.training.checkpoints import digest_of
 from align.training.pictures import spread
 from align.training.runs import Run
-from align.training.seeding import seeded
-from align.training.windows import image_seed
+from align.training.seeding import image_seed, seeded
 
 log = logging.getLogger(__name__)
 NOISES = 2  # images per prompt, so that their diversity can be told

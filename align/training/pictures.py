@@ -3,48 +3,13 @@
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
-from align.denoisers import make_denoiser
-from align.pixels import decode
-from align.run import image_grid, save_image
-from align.sample import make_noise, sample
+from align.runs.folder import image_grid, save_image
 from align.training.runs import Run
-from align.training.seeding import seeded
-from align.training.session import Session
-from align.training.windows import image_seed
+from align.training.seeding import image_seed, seeded
 
 PICTURES = 8
-
-
-@torch.no_grad()
-def draw(
-    session: Session, prompts: list[str], seeds: list[int], batch: int = 8
-) -> Float[Tensor, "b 3 h w"]:
-    """Images of the present model, one per prompt, from the noise of its seed, with the
-    training's own steps and guidance."""
-    c, pipe, parts = session.config, session.pipe, []
-    for start in range(0, len(prompts), batch):
-        piece = slice(start, start + batch)
-        denoise = make_denoiser(
-            pipe,
-            None,
-            guidance_scale=c.guidance_scale,
-            height=c.height,
-            width=c.width,
-            prompt_embeds=session.embed(prompts[piece]),
-        )
-        latents = sample(
-            denoise,
-            pipe.scheduler,
-            make_noise(pipe, seeds[piece], c.height, c.width),
-            num_inference_steps=c.num_inference_steps,
-            eta=c.eta,
-            generator=[torch.Generator().manual_seed(seed + 1) for seed in seeds[piece]],
-        )
-        parts.append(decode(pipe, latents))
-    return torch.cat(parts)
 
 
 def spread(count: int, wanted: int) -> list[int]:

@@ -5,10 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from align.config import TrainConfig
-from align.files import brief, write_atomic, write_json
-from align.processes import is_first
-from align.run import read_metrics
+from align.config.train import TrainConfig
+from align.models.processes import is_first
+from align.runs.files import brief, write_atomic, write_json
+from align.runs.folder import read_metrics
 from align.training.judge import not_held_out
 from align.training.pictures import PICTURES
 from align.training.runs import Run

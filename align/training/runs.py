@@ -11,13 +11,13 @@ from huggingface_hub import get_token
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from align.prompts import PromptSet
-from align.training.regularize import RunningScale
+from align.language.prompts import PromptSet
+from align.training.scales import RunningScale
 
 
 @runtime_checkable
 class Run(Protocol):
-    """The state of a run; `align.training.session.Session` is the one of diffusion models."""
+    """The state of a run; `align.alignprop.session.Session` is the one of diffusion models."""
 
     config: Any
     folder: Path

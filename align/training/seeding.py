@@ -1,4 +1,4 @@
-"""The global generators, borrowed: a run's own draws follow from its seed, the caller's go on."""
+"""A run's own draws follow from its seed; the global generators are borrowed, and go on after."""
 
 import random
 from collections.abc import Iterator
@@ -22,3 +22,8 @@ def seeded(seed: int) -> Iterator[None]:
         finally:
             random.setstate(python)
             np.random.set_state(numbers)
+
+
+def image_seed(purpose: str, seed: int, update: int, index: int) -> int:
+    """The seed of one image's noise, from the run's seed, the update and its global index."""
+    return random.Random(f"align-{purpose}-{seed}-{update}-{index}").getrandbits(63)

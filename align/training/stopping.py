@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from align.processes import SIGNALS
+from align.models.processes import SIGNALS
 
 
 class Diverged(ArithmeticError):

@@ -27,10 +27,10 @@ from judged import MEASURES, REWARDS, interval, judge, save, with_error
 
 import align
 from align import scenes
-from align.denoisers import make_denoiser
-from align.lora import add_lora, save_lora
-from align.lora_files import mix
-from align.presets import PRESETS
+from align.config.presets import PRESETS
+from align.diffusion.denoisers import make_denoiser
+from align.models.lora import add_lora, save_lora
+from align.models.lora_files import mix
 from align.scenes.dataset import stream
 
 SEEDS_APART = 1000  # the rounds of seed 0 and 1 differ

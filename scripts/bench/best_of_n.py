@@ -14,8 +14,8 @@ import argparse
 import json
 from pathlib import Path
 
-from align.compare import compare
-from align.evaluation.config import CompareConfig
+from align.commands.compare import compare
+from align.config.evaluate import CompareConfig
 from align.evaluation.wording import with_interval
 from align.rewards.catalogue import SCENES_REWARD
 

@@ -15,7 +15,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from align.noise_opt.categories import classify
+from align.language.categories import classify
 
 FILES = {
     "color": "color", "shape": "shape", "texture": "texture", "spatial": "2d_spatial",

@@ -20,7 +20,7 @@ import numpy as np
 from trl import DDPO_BATCHES, start
 from trl_reach import error, judge, run_beside_trl, train
 
-from align.prompts import load_prompts
+from align.language.prompts import load_prompts
 
 BATCH = 8
 SETTINGS = '{"num_inference_steps": 10, "guidance_scale": 5}'  # as DDPO has them here

@@ -17,11 +17,11 @@ from collections import defaultdict
 import torch
 
 import align
-from align.denoisers import make_denoiser
-from align.pixels import decode
-from align.precision import autocast
-from align.prompts import load_prompts
-from align.sample import make_noise, sample
+from align.diffusion.denoisers import make_denoiser
+from align.diffusion.pixels import decode
+from align.diffusion.sample import make_noise, sample
+from align.language.prompts import load_prompts
+from align.models.precision import autocast
 
 
 def main() -> None:

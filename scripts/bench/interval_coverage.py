@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from align.evaluation.statistics import difference, estimate
-from align.files import write_json
+from align.runs.files import write_json
 
 REPETITIONS = 1000
 FEW = (

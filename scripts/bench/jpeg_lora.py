@@ -27,7 +27,7 @@ from torch import Tensor
 
 import align
 from align import scenes
-from align.run import to_pil
+from align.runs.folder import to_pil
 
 SETTINGS = {
     "preset": "embedded",

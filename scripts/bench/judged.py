@@ -12,8 +12,8 @@ from scipy.stats import bootstrap
 
 import align
 from align import scenes
-from align.lora import merge_lora
-from align.run import to_pil
+from align.models.lora import merge_lora
+from align.runs.folder import to_pil
 from align.training.judge import diversity
 
 REWARDS = ("scenes-detector", "scenes-clip", "scenes-vqa", "scenes-preference")

@@ -46,7 +46,7 @@ def status(field: str) -> int:
 
 
 def settings(args: argparse.Namespace, steps: int, **changes):
-    from align.config import TrainConfig
+    from align.config.train import TrainConfig
 
     values = {
         "model": "embedded/scenes",
@@ -75,9 +75,9 @@ def measure(args: argparse.Namespace, steps: int) -> dict:
     import torch
     from architectures import with_random_weights
 
-    from align.models import load_pipeline
-    from align.training.session import open_session
-    from align.training.update import train_step
+    from align.alignprop.session import open_session
+    from align.alignprop.update import train_step
+    from align.models.load import load_pipeline
 
     torch.set_num_threads(args.threads)
     if args.architecture:
@@ -118,7 +118,7 @@ def estimated(args: argparse.Namespace) -> dict[str, float]:
     """The estimate's parts in GiB."""
     from architectures import without_weights
 
-    from align.training.memory import Needs
+    from align.alignprop.memory import Needs
 
     pipe = without_weights(args.architecture) if args.architecture else None
     config = settings(args, 50)
@@ -130,8 +130,8 @@ def print_estimates(names: list[str]) -> None:
     import torch
     from architectures import ARCHITECTURES, without_weights
 
-    from align.config import TrainConfig
-    from align.training import memory
+    from align.alignprop import memory
+    from align.config.train import TrainConfig
 
     for name in names or [name for name in ARCHITECTURES if name != "sd15-half"]:
         pipe = without_weights(name)
@@ -163,8 +163,8 @@ def print_recipes() -> None:
     import torch
     from architectures import without_weights
 
-    from align.config import TrainConfig
-    from align.training import memory
+    from align.alignprop import memory
+    from align.config.train import TrainConfig
 
     hps = torch.nn.Linear(HPS_WEIGHTS, 1, bias=False, device="meta")
     for name, (architecture, changes) in RECIPES.items():

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from nar_own_data import CLASSES, make_pictures, right, run
 
 from align.nar.load import load_nar_pipeline
-from align.picture_files import read_image
+from align.runs.pictures import read_image
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from align.picture_files import read_image
+from align.runs.pictures import read_image
 from align.scenes import parse, read
 from align.scenes.render import layout, render
 

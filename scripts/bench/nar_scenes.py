@@ -15,7 +15,7 @@ import time
 import numpy as np
 import torch
 
-from align.nar.commands import draw, load_nar_pipeline
+from align.commands.nar import draw, load_nar_pipeline
 from align.rewards import load_reward
 from align.scenes import CATEGORIES, prompt_set, sample
 from align.scenes.dataset import prompt_categories

@@ -25,9 +25,9 @@ from safetensors.torch import load_file, save_file
 
 import align
 from align import scenes
-from align.run import image_grid, to_pil
-from align.training.session import open_session
-from align.training.update import train_step
+from align.alignprop.session import open_session
+from align.alignprop.update import train_step
+from align.runs.folder import image_grid, to_pil
 
 # Five minutes of one core. These are the preset's settings of before it was tied to the base.
 RANKED = {

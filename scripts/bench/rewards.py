@@ -27,16 +27,16 @@ import numpy as np
 import torch
 
 import align
-from align.calibrate import calibrate, read_ratings, score
-from align.files import atomic_path, write_json
+from align.commands.calibrate import calibrate, read_ratings, score
 from align.nar import NARPipeline
 from align.nar.load import load_nar_pipeline
-from align.picture_files import read_image
 from align.rewards import load_reward
 from align.rewards.catalogue import SCENES_REWARD
-from align.run import to_pil
+from align.rewards.trust import EMBEDDED_TABLE, category_weights, ordered_pairs, read_table
+from align.runs.files import atomic_path, write_json
+from align.runs.folder import to_pil
+from align.runs.pictures import read_image
 from align.scenes import CATEGORIES, category, prompt_set, verify
-from align.trust import EMBEDDED_TABLE, category_weights, ordered_pairs, read_table
 
 ROOT = Path(__file__).parents[2]
 STUDENT = "embedded/scenes-turbo"

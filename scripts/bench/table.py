@@ -18,8 +18,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from align.compare import compare
-from align.evaluation.config import CompareConfig
+from align.commands.compare import compare
+from align.config.evaluate import CompareConfig
 from align.evaluation.wording import signed, with_interval
 from align.rewards.catalogue import SCENES_REWARD
 

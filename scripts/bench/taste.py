@@ -18,9 +18,9 @@ from PIL import Image
 from scipy.stats import bootstrap
 
 import align
-from align.files import atomic_path, write_json
-from align.lora import merge_lora
-from align.run import to_pil
+from align.models.lora import merge_lora
+from align.runs.files import atomic_path, write_json
+from align.runs.folder import to_pil
 from align.scenes import CATEGORIES, measure_taste, prompt_set, verify
 from align.scenes.dataset import prompt_categories
 

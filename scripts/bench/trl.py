@@ -167,12 +167,12 @@ def our_side(args: argparse.Namespace):
     """The same, by ours."""
     import torch
 
-    from align.config import TrainConfig
-    from align.lora import save_lora
-    from align.training.preferences import loss_of
-    from align.training.session import open_session
-    from align.training.update import train_step
-    from align.training.windows import parse_window
+    from align.alignprop.preferences import loss_of
+    from align.alignprop.session import open_session
+    from align.alignprop.update import train_step
+    from align.config.train import TrainConfig
+    from align.config.windows import parse_window
+    from align.models.lora import save_lora
 
     torch.set_num_threads(args.threads)
     prompts = Path(args.folder) / "prompts.txt"
@@ -257,7 +257,7 @@ def ask(child: subprocess.Popen, question: int | str) -> dict:
 def compare(args: argparse.Namespace) -> None:
     import numpy as np
 
-    from align.prompts import load_prompts
+    from align.language.prompts import load_prompts
 
     sides, rounds = ["trl", *args.ours], {}
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:

@@ -21,7 +21,7 @@ import torch
 from trl import ask, start
 
 import align
-from align.prompts import load_prompts
+from align.language.prompts import load_prompts
 
 NOISES = 4
 

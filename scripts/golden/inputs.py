@@ -17,7 +17,7 @@ import tiny_rewards as tiny  # noqa: E402
 from tiny import clip_tokenizer  # noqa: E402
 from transformers import BertTokenizer  # noqa: E402
 
-from align.decompose import decompose  # noqa: E402
+from align.language.decompose import decompose  # noqa: E402
 from align.rewards.blip_vqa import phrases  # noqa: E402
 from align.rewards.clip_t5 import QUESTION, SYSTEM  # noqa: E402
 from align.rewards.mps import CONDITION  # noqa: E402

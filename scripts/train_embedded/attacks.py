@@ -16,7 +16,7 @@ from odd_objects import NO_COLOR, NO_SHAPE
 from torch import Tensor
 
 import align
-from align.precision import autocast
+from align.models.precision import autocast
 
 LossOf = Callable[[Tensor, Tensor], Tensor]  # images and labels to a loss of each picture
 SPACES = ("latents", "noise")

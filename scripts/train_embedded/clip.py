@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel
 from truth import truth_matrix
 
-from align.precision import autocast
+from align.models.precision import autocast
 from align.rewards.scenes_clip import (
     CONFIG,
     NAME,

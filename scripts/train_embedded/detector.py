@@ -28,9 +28,10 @@ from loop import LoopConfig, train
 from safetensors.torch import load_file
 from torch import Tensor
 
-from align.precision import autocast
-from align.rewards.scenes_detector import CONFIG, NAME, Maps, ScenesDetector, cell_centers
+from align.models.precision import autocast
+from align.rewards.scenes_detector import CONFIG, NAME, ScenesDetector
 from align.rewards.scenes_layers import EMBEDDED, save_weights
+from align.rewards.scenes_score import Maps, cell_centers
 
 ROOT = Path(__file__).parents[2]
 OUT = EMBEDDED / "rewards" / NAME

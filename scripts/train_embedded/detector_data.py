@@ -21,8 +21,8 @@ from odd_objects import add_odd, scene_labels
 from torch import Tensor
 
 import align
+from align.models.precision import autocast
 from align.nar.tokenizer import ImageTokenizer
-from align.precision import autocast
 from align.scenes import describe
 from align.scenes.grammar import Scene
 from align.scenes.render import render

@@ -3,9 +3,9 @@
 import argparse
 from pathlib import Path
 
-from align.files import write_atomic
+from align.models.precision import fast_bfloat16
 from align.nar.pipeline import NARPipeline
-from align.precision import fast_bfloat16
+from align.runs.files import write_atomic
 
 CARD = """---
 license: cc0-1.0

@@ -24,11 +24,11 @@ from nar_card import write_card
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from align.models.precision import autocast
 from align.nar.model import NARTransformer2DModel
 from align.nar.pipeline import NARPipeline
 from align.nar.scheduler import NARScheduler
 from align.nar.tokenizer import ImageTokenizer
-from align.precision import autocast
 from align.scenes.dataset import random_stated_scene
 from align.scenes.grammar import CATEGORIES, describe
 from align.scenes.render import layout, render

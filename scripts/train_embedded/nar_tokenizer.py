@@ -15,8 +15,8 @@ import torch.distributed as dist
 from loop import LoopConfig, rank, train
 from vae import pictures
 
+from align.models.precision import autocast
 from align.nar.tokenizer import ImageTokenizer
-from align.precision import autocast
 
 ROOT = Path(__file__).parents[2]
 OUT = ROOT / "align/embedded/nar-scenes/image_tokenizer"

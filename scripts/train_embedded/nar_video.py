@@ -24,12 +24,12 @@ from nar_video_card import write_card
 from nar_video_tokenizer import draw_clips
 from torch import Tensor, nn
 
+from align.models.precision import autocast
 from align.nar.model import NARTransformer3DModel
 from align.nar.scheduler import NARScheduler
 from align.nar.text import learn_words, small_encoder
 from align.nar.video_pipeline import NARVideoPipeline
 from align.nar.video_tokenizer import VideoTokenizer
-from align.precision import autocast
 from align.scenes.grammar import COLORS, SHAPES
 from align.scenes.motion import DIRECTIONS, MovingScene, describe_motion
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from nar_card import count
 
-from align.files import write_atomic
 from align.nar.video_pipeline import NARVideoPipeline
+from align.runs.files import write_atomic
 
 CARD = """---
 license: cc0-1.0

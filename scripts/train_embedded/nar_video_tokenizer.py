@@ -16,8 +16,8 @@ import torch
 import torch.distributed as dist
 from loop import LoopConfig, rank, train
 
+from align.models.precision import autocast
 from align.nar.video_tokenizer import VideoTokenizer
-from align.precision import autocast
 from align.scenes.motion import sample_clip
 
 ROOT = Path(__file__).parents[2]

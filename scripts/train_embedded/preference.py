@@ -21,8 +21,8 @@ from near_misses import random_scene, try_layout, vary
 from torch import Tensor
 from truth import assertion_holds
 
-from align.decompose import scene_assertions
-from align.precision import autocast
+from align.language.assertions import scene_assertions
+from align.models.precision import autocast
 from align.rewards.scenes_clip import load_text_encoder, load_tokenizer
 from align.rewards.scenes_layers import EMBEDDED, load_weights, save_weights
 from align.rewards.scenes_preference import CONFIG, NAME, PreferenceHead, read_prompts

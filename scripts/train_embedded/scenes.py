@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from align.precision import autocast
+from align.models.precision import autocast
 from align.scenes.dataset import random_stated_scene
 from align.scenes.grammar import CATEGORIES, Scene, describe
 from align.scenes.render import layout, render

@@ -23,7 +23,7 @@ from loop import LoopConfig, train
 from taste_data import CENTER, FAR, Truth, fresh, redrawn, truth
 from torch import Tensor
 
-from align.precision import autocast
+from align.models.precision import autocast
 from align.rewards.scenes_layers import EMBEDDED, save_weights
 from align.rewards.scenes_taste import CONFIG, NAME, Looks, ScenesTaste, score
 

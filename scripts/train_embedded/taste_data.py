@@ -21,7 +21,7 @@ from odd_objects import PALETTE, scene_labels
 from torch import Tensor
 
 import align
-from align.precision import autocast
+from align.models.precision import autocast
 from align.scenes import describe
 from align.scenes.grammar import COLORS, RELATIONS_3D, Scene, SceneObject
 from align.scenes.render import render

@@ -6,7 +6,7 @@ from collections import Counter
 import torch
 from torch import Tensor
 
-from align.decompose import Assertion, Thing
+from align.language.assertions import Assertion, Thing
 from align.scenes.grammar import COLORS, RELATIONS_2D, SIZES, TEXTURES, Scene, SceneObject
 from align.scenes.render import relation_holds_2d
 

@@ -35,8 +35,8 @@ from scenes import encode_pool, make_scheduler, save_text_encoder
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from align.precision import autocast
-from align.sample import sample
+from align.diffusion.sample import sample
+from align.models.precision import autocast
 from align.scenes.grammar import Scene, describe
 
 ROOT = Path(__file__).parents[2]

@@ -16,7 +16,7 @@ import torch
 from diffusers import AutoencoderKL
 from loop import LoopConfig, train
 
-from align.precision import autocast
+from align.models.precision import autocast
 from align.scenes.dataset import random_stated_scene
 from align.scenes.grammar import CATEGORIES
 from align.scenes.render import layout, render

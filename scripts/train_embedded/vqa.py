@@ -20,8 +20,8 @@ from loop import LoopConfig, train
 from near_misses import draw_groups, vary
 from truth import assertion_holds
 
-from align.decompose import scene_assertions
-from align.precision import autocast
+from align.language.assertions import scene_assertions
+from align.models.precision import autocast
 from align.rewards.scenes_layers import EMBEDDED, load_weights, save_weights
 from align.rewards.scenes_vqa import CONFIG, NAME, ScenesVqa, question_ids
 from align.scenes.grammar import Scene

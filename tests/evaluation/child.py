@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from align.evaluate import evaluate
-from align.evaluation.config import EvaluateConfig
+from align.commands.evaluate import evaluate
+from align.config.evaluate import EvaluateConfig
 from evaluation.helpers import settings, tiny
 
 if __name__ == "__main__":

@@ -10,13 +10,13 @@ from PIL import Image
 
 import align
 from align.cli import main
-from align.compare import compare
-from align.evaluate import evaluate
+from align.commands.compare import compare
+from align.commands.evaluate import evaluate
+from align.config.evaluate import CompareConfig, EvaluateConfig
 from align.evaluation import summary
-from align.evaluation.config import CompareConfig, EvaluateConfig
 from align.evaluation.methods import Method, parse_methods
 from align.evaluation.work import prompt_file
-from align.lora import add_lora, save_lora
+from align.models.lora import add_lora, save_lora
 from align.scenes import verify
 from evaluation.helpers import settings, tiny
 

@@ -8,6 +8,7 @@ import torch
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 import align
+from align.diffusion.sample import make_noise
 from align.evaluation.diversity import feature_diversity, scene_diversity
 from align.evaluation.judging import trained_reward
 from align.evaluation.quality import (
@@ -21,7 +22,6 @@ from align.evaluation.quality import (
 )
 from align.evaluation.spending import Spent, check_quiet, parse_budgets, spending_of
 from align.rewards import load_reward
-from align.sample import make_noise
 from align.scenes import verify
 from evaluation.helpers import tiny
 

@@ -6,9 +6,9 @@ import re
 import pytest
 import torch
 
-from align.compare import compare
-from align.evaluate import evaluate
-from align.evaluation.config import CompareConfig, EvaluateConfig
+from align.commands.compare import compare
+from align.commands.evaluate import evaluate
+from align.config.evaluate import CompareConfig, EvaluateConfig
 from align.evaluation.methods import Method, parse_methods
 from tests.evaluation.helpers import settings, tiny
 from tests.nar.align_helpers import run, tiny_pipe

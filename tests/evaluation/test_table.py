@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from align.evaluation import summary
-from align.lora import add_lora, save_lora
-from align.models import load_pipeline
+from align.models.load import load_pipeline
+from align.models.lora import add_lora, save_lora
 from tests.nar.align_helpers import randomize, run, tiny_pipe
 
 SCRIPT = Path(__file__).parents[2] / "scripts/bench/table.py"

@@ -2,11 +2,11 @@
 
 import torch
 
-from align.lora import trained_parameters
+from align.config.nar import NarAlignConfig
+from align.models.lora import trained_parameters
 from align.nar import ImageTokenizer, NARPipeline, NARScheduler, NARTransformer2DModel
-from align.nar.alignment import align_nar
-from align.nar.config import NarAlignConfig
 from align.nar.text import learn_words, small_encoder
+from align.nar.training.align import align_nar
 
 PROMPTS = ["a red circle", "two blue squares", "a star"]
 SMALL = {

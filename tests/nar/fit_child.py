@@ -18,11 +18,11 @@ from fit_helpers import linear_fit, nan_gradient
 from torch import nn
 
 from align.cli import leave
-from align.nar import train_tokenizer as tokenizer_module
-from align.nar.config import NarTokenizerConfig, NarTrainConfig
-from align.nar.fit import make_accelerator, run_fit
-from align.nar.train import train_nar
-from align.nar.train_tokenizer import train_tokenizer
+from align.config.nar import NarTokenizerConfig, NarTrainConfig
+from align.nar.training import tokenizer as tokenizer_module
+from align.nar.training.fit import make_accelerator, run_fit
+from align.nar.training.tokenizer import train_tokenizer
+from align.nar.training.train import train_nar
 
 COMMON = {
     "steps": 2000, "batch_size": 4, "checkpoint_every": 1, "mixed_precision": "no",

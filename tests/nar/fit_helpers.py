@@ -1,10 +1,10 @@
-"""The smallest thing that `align.nar.fit` trains, and a gradient that is no number."""
+"""The smallest thing that `align.nar.training.fit` trains, and a gradient that is no number."""
 
 import torch
 from torch import nn
 
-from align.nar.fit import make_fit
-from align.run import open_run
+from align.nar.training.fit import make_fit
+from align.runs.folder import open_run
 
 
 def nan_gradient(x):

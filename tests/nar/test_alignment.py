@@ -12,14 +12,14 @@ from safetensors.torch import load_file, save_file
 
 import align
 from align.arguments import parse
-from align.checks import REMOVED
 from align.cli import main
-from align.lora import add_lora, load_lora, save_lora
-from align.nar.alignment import align_nar, open_session
-from align.nar.config import NarAlignConfig
+from align.config.checks import REMOVED
+from align.config.nar import NarAlignConfig
+from align.models.lora import add_lora, load_lora, save_lora
 from align.nar.load import load_nar_pipeline
-from align.run import read_metrics
-from align.training.windows import image_seed
+from align.nar.training.align import align_nar, open_session
+from align.runs.folder import read_metrics
+from align.training.seeding import image_seed
 from tests.nar.align_helpers import (
     PROMPTS,
     brightness,
@@ -187,7 +187,7 @@ def test_the_lora_loads_everywhere(tmp_path):
 def test_loras_of_the_other_kind_are_refused(tmp_path):
     from tiny import build
 
-    from align.lora import add_lora, load_lora
+    from align.models.lora import add_lora, load_lora
 
     result, _ = run(tmp_path, steps=1)
     diffusion = build("sd")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from align.nar.data import find_pictures
+from align.nar.training.data import find_pictures
 
 WORDS = {"0.png": "a red circle", "1.png": "two stars"}
 

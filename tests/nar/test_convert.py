@@ -8,13 +8,13 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from align.cli import main
+from align.config.nar import NarConvertConfig
 from align.nar import NARPipeline, NARScheduler, NARTransformer2DModel
-from align.nar.config import NarConvertConfig
-from align.nar.convert import convert_nar, convert_raster, is_new
 from align.nar.load import load_nar_pipeline
 from align.nar.reference import load_reference
 from align.nar.tokenizer import ImageTokenizer
-from align.run import read_metrics
+from align.nar.training.convert import convert_nar, convert_raster, is_new
+from align.runs.folder import read_metrics
 
 SIZES = {"vocab_size": 9, "width": 16, "num_heads": 2, "ffn_width": 16, "num_classes": 2}
 

@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from align.nar.checkpoints import resume
-from align.nar.config import NarTokenizerConfig
-from align.nar.fit import make_accelerator, run_fit
-from align.nar.train_tokenizer import train_tokenizer
-from align.run import read_metrics
+from align.config.nar import NarTokenizerConfig
+from align.nar.training.checkpoints import resume
+from align.nar.training.fit import make_accelerator, run_fit
+from align.nar.training.tokenizer import train_tokenizer
+from align.runs.folder import read_metrics
 from align.training.checkpoints import read_checkpoint
 from align.training.stopping import Diverged
 from tests.nar.fit_helpers import linear_fit, nan_gradient
@@ -88,7 +88,7 @@ def test_a_codebook_that_learned_in_a_lost_update_is_put_back(tmp_path):
             return (inputs[0] * float("nan"),)
         return None
 
-    from align.nar import train_tokenizer as commands
+    from align.nar.training import tokenizer as commands
 
     make = commands.make_tokenizer
 

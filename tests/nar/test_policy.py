@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from align.lora import lora_disabled
-from align.nar.alignment import open_session, sample_groups
-from align.nar.losses import dpo_backward, grpo_backward
-from align.nar.policy import best_and_worst, divergence, group_advantages
+from align.models.lora import lora_disabled
+from align.nar.training.align import open_session, sample_groups
+from align.nar.training.losses import dpo_backward, grpo_backward
+from align.nar.training.policy import best_and_worst, divergence, group_advantages
 from tests.nar.align_helpers import randomize, small_config, tiny_pipe
 
 H = 1e-6

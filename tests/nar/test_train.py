@@ -11,13 +11,13 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from align.cli import main
-from align.nar.commands import draw, generate_nar, load_nar_pipeline
-from align.nar.config import NarGenerateConfig, NarTokenizerConfig, NarTrainConfig
-from align.nar.data import find_pictures, load_pixels
-from align.nar.fit import batch_indices, lr_factor
-from align.nar.train import train_nar
-from align.nar.train_tokenizer import train_tokenizer
-from align.run import read_metrics
+from align.commands.nar import draw, generate_nar, load_nar_pipeline
+from align.config.nar import NarGenerateConfig, NarTokenizerConfig, NarTrainConfig
+from align.nar.training.data import find_pictures, load_pixels
+from align.nar.training.fit import batch_indices, lr_factor
+from align.nar.training.tokenizer import train_tokenizer
+from align.nar.training.train import train_nar
+from align.runs.folder import read_metrics
 
 COLORS = {"blue": (30, 60, 220), "red": (220, 40, 30)}
 

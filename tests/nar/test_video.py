@@ -184,7 +184,7 @@ def test_parts_that_do_not_fit_are_refused(pipe):
 
 
 def test_best_of_prefers_the_better_clip(pipe):
-    from align.nar.commands import draw
+    from align.commands.nar import draw
     from align.rewards import load_reward
 
     reward = load_reward(lambda images, prompts: images.flatten(1).mean(1))

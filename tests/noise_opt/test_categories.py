@@ -3,7 +3,7 @@
 import pytest
 
 from align import scenes
-from align.noise_opt.categories import CATEGORIES, classify
+from align.language.categories import CATEGORIES, classify
 
 
 @pytest.mark.parametrize(

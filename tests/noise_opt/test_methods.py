@@ -8,7 +8,8 @@ import torch
 from tiny import build, tiny_pipeline
 
 import align
-from align.budget import Purse, parse_budget
+from align.config.budget import Purse, parse_budget
+from align.diffusion.sample import generate, make_noise
 from align.noise_opt.ascend import paper_plan
 from align.noise_opt.carinox import Track, _moved, goes_on, refilled, screen
 from align.noise_opt.explore import blend
@@ -16,7 +17,6 @@ from align.noise_opt.guard import disturbed
 from align.noise_opt.records import Answer, Ask
 from align.noise_opt.regularizers import log_norm, prior_gradient, to_sphere
 from align.noise_opt.search import METHODS, _Best, _choose
-from align.sample import generate, make_noise
 
 PROMPT = "two dogs"
 GRADIENT_METHODS = ("reno", "langevin", "carinox", "carinox-paper")

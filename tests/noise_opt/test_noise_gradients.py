@@ -6,11 +6,11 @@ from tiny import build
 from transformers import Gemma2Model
 
 import align
-from align.budget import Purse
+from align.config.budget import Purse
+from align.diffusion.sample import make_noise
 from align.noise_opt.evaluate import Evaluator, clipped
 from align.noise_opt.objective import Objective, parts_of
 from align.noise_opt.paint import make_painter
-from align.sample import make_noise
 
 PROMPT = "a red circle left of a blue square"
 FOUR = "scenes-clip=0.7,scenes-vqa=1.2,scenes-detector,scenes-preference=0.4"

@@ -15,7 +15,7 @@ from tiny import build
 from align.cli import main
 from align.noise_opt.weights import weigh
 from align.rewards import load_reward
-from align.run import read_metrics
+from align.runs.folder import read_metrics
 
 REWARDS = """
 import os, time, torch

@@ -6,8 +6,8 @@ from diffusers import UniPCMultistepScheduler
 from tiny import build, tiny_pipeline
 
 import align
+from align.diffusion.sample import candidate_seeds, generate, make_noise
 from align.noise_opt.paint import make_painter, preview_steps
-from align.sample import candidate_seeds, generate, make_noise
 
 PROMPT = "two dogs"
 STEPS, AT = 10, 3  # denoising steps, and those of a preview

@@ -9,9 +9,10 @@ from diffusers.utils import torch_utils
 from tiny import BUILDERS, build, tiny_pipeline, with_scheduler
 
 import align
-from align.budget import Budget, Purse
-from align.commands import load_noise
-from align.denoisers import image_size
+from align.commands.generate import load_noise
+from align.config.budget import Budget, Purse
+from align.diffusion.denoisers import image_size
+from align.diffusion.sample import generate, make_noise
 from align.evaluation.methods import parse_methods, run
 from align.evaluation.pricing import Costs, Task, measure_costs, priced
 from align.noise_opt.evaluate import Evaluator
@@ -20,7 +21,6 @@ from align.noise_opt.objective import Objective, parts_of
 from align.noise_opt.paint import make_painter
 from align.noise_opt.search import candidate_seeds
 from align.rewards import load_reward
-from align.sample import generate, make_noise
 
 PROMPT = "two dogs"
 STOCHASTIC = ("DDIMScheduler", "EulerAncestralDiscreteScheduler", "LCMScheduler", "DDPMScheduler")

@@ -1,0 +1,1 @@
+"""AlignProp and DPO on diffusion models (arXiv 2310.03739, 2311.12908)."""

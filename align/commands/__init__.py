@@ -1,0 +1,1 @@
+"""What the shell does; everything below is a library that never prints."""

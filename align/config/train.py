@@ -1,0 +1,134 @@
+"""The settings of `align train`. Standard library only; import it from `align.config.commands`."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from align.config.checks import (
+    Count,
+    Dtype,
+    NotNegative,
+    Positive,
+    Share,
+    check,
+    fill_in,
+    imply_out,
+)
+from align.config.groups import (
+    Arithmetic,
+    Device,
+    Drawing,
+    LoraTraining,
+    Pipeline,
+    Presets,
+    Resumable,
+    RunFolder,
+    Size,
+)
+from align.config.presets import PRESETS
+from align.config.windows import parse_window
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(
+    Pipeline, LoraTraining, Drawing, Size, Device, Arithmetic, RunFolder, Resumable, Presets
+):
+    """AlignProp: LoRA fine-tuning by backpropagating a reward through the sampler."""
+
+    lora: tuple[str, ...] = ()
+    """Start from this LoRA (embedded/NAME, a file, folder, run or Hub id), optionally =WEIGHT."""
+    method: Literal["alignprop", "dpo"] = "alignprop"
+    """alignprop follows the reward's gradient through the sampler; dpo draws a group of images a
+    prompt and prefers the best by the reward to the worst (no gradient of the reward needed)."""
+    micro_batch_size: Count | None = None
+    """Images per forward pass (default: the batch of a process); accumulation follows."""
+    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
+    """adamw8bit needs bitsandbytes."""
+    max_step_grad_norm: NotNegative = 0.0
+    """What a step of an image adds to the gradient is clipped as if its gradient by the denoiser's
+    output had at most this L2 norm; 0 leaves it."""
+    lora_targets: tuple[str, ...] | None = None
+    """Layers that get a LoRA, by the end of their names or a pattern of the whole name, such as
+    up_blocks.*.attentions.* (default: the family's attention)."""
+    num_inference_steps: Count = 10
+    """Denoising steps."""
+    guidance_scale: NotNegative = 3.0
+    """Classifier-free guidance; 1 is none."""
+    grad_window: str = "all"
+    """Steps with gradient: all, K (the last), random[:A-B], random-per-sample[:A-B],
+    draft-lv[:N], refl, drtune[:N], sparse:N or sparse:I,J,K."""
+    detach_uncond: bool = False
+    """No gradient through the unconditional branch of the guidance."""
+    group_size: int = 8
+    """Images of a prompt that are compared (dpo)."""
+    pair_timesteps: Count = 4
+    """Timesteps at which each pair is compared (dpo)."""
+    beta: Positive = 100.0
+    """Strength of the tie to the base model (dpo): larger, nearer."""
+    checkpointing: bool = True
+    """Recompute the denoiser in the backward pass: less memory, more time."""
+    kl_weight: NotNegative = 0.0
+    """Weight of the squared distance to the base model's prediction."""
+    normalize_rewards: bool = False
+    """Put each reward term on one scale by its running mean and deviation."""
+    term_gradients: bool = False
+    """Log the gradient norm of each reward term by the images (one more backward pass each)."""
+    ema_decay: Share | None = None
+    """Keep a moving average of the LoRA, saved as lora-ema."""
+    preset: str | None = None
+    """Published settings as defaults, such as alignprop, trl or draft-1; other options win."""
+    seed: int = 0
+    """Prompts and noises depend on it, the update and the image's index alone."""
+    dtype: Dtype | None = None
+    """Precision of the frozen parts; the LoRA stays float32."""
+    compile: bool = False
+    """Compile the denoiser."""
+    memory: Literal["12gb", "16gb", "24gb"] | None = None
+    """Fit a card of this size: change the settings below, and others, until the estimate does."""
+    block_checkpointing: bool = False
+    """Recompute the denoiser block by block as well: less memory still, more time."""
+    vae_tiling: bool = False
+    """Decode image by image, with recomputed blocks; images larger than the autoencoder's own size
+    in tiles, which changes pixels at their seams."""
+    cache_embeddings: bool = False
+    """Encode all prompts before the first update and take the text encoders out of memory."""
+    quantize: Literal["8bit", "4bit"] | None = None
+    """Keep the frozen denoiser in so many bits (CUDA and bitsandbytes)."""
+    shard: bool = False
+    """Spread the frozen denoiser over the processes (FSDP2); the LoRA stays whole."""
+    offload: bool = False
+    """Keep text encoders, and what the backward pass needs, on the CPU while not needed."""
+    self_check: bool = False
+    """Train nothing; check parity, gradient and memory on this model and say what was found."""
+    dry_run: bool = False
+    """Train nothing; print how much memory it would take, and the settings of --memory."""
+
+    def __post_init__(self, filled: dict[str, Any] | None) -> None:
+        """Apply the preset; raise ValueError where a value is out of range."""
+        fill_in(self, PRESETS, filled)
+        check(self)
+        if self.micro_batch_size and self.batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"micro_batch_size is {self.micro_batch_size}; it must divide batch_size, "
+                f"which is {self.batch_size}"
+            )
+        if self.method == "dpo":
+            self._check_groups()
+        for name in ("judge_prompts", "patience"):
+            if getattr(self, name) is not None and self.judge is None:
+                raise ValueError(f"{name} is {getattr(self, name)!r}, which needs a judge")
+        if self.lora_targets == ():
+            raise ValueError("lora_targets is empty; name at least one layer, such as to_q")
+        parse_window(self.grad_window, self.num_inference_steps)
+        imply_out(self)
+
+    def _check_groups(self) -> None:
+        """Raise ValueError where groups of a prompt's images do not fill the batch."""
+        if self.group_size < 2:
+            raise ValueError(f"group_size is {self.group_size}; at least 2 images can be compared")
+        for name in ("batch_size", "micro_batch_size"):
+            images = getattr(self, name)
+            if images is not None and images % self.group_size:
+                raise ValueError(
+                    f"{name} is {images}; it must be a multiple of group_size, "
+                    f"which is {self.group_size}"
+                )

@@ -1,0 +1,1 @@
+"""The one denoising loop, `align.diffusion.sample.sample`, and what differs between families."""

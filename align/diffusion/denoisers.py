@@ -1,0 +1,229 @@
+"""`make_denoiser`: a pipeline, prompts and guidance behind one function of (latents, timestep).
+
+Families of pipelines differ here and in `align/families/` only; the loop that calls a denoiser
+is `align.diffusion.sample.sample`, the same for all of them.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from align.diffusion.families import flux, pixart, sana, sd3, sdxl, stable_diffusion
+from align.diffusion.families.family import (
+    Embeds,
+    Family,
+    Forward,
+    call_default,
+    is_distilled,
+)
+from align.diffusion.families.family import denoiser_module as denoiser_module
+from align.diffusion.prompt_limits import warn_about_prompts
+
+logger = logging.getLogger(__name__)
+
+FAMILIES = {
+    "StableDiffusionPipeline": stable_diffusion.FAMILY,
+    "LatentConsistencyModelPipeline": stable_diffusion.LCM,
+    "StableDiffusionXLPipeline": sdxl.FAMILY,
+    "PixArtAlphaPipeline": pixart.ALPHA,
+    "PixArtSigmaPipeline": pixart.SIGMA,
+    "StableDiffusion3Pipeline": sd3.FAMILY,
+    "FluxPipeline": flux.FAMILY,
+    "SanaPipeline": sana.FAMILY,
+    "SanaSprintPipeline": sana.SPRINT,
+}
+
+
+@dataclass(frozen=True)
+class Denoiser:
+    """A call `(latents [b, c, h, w], timestep []) -> model output [b, c, h, w]`.
+
+    The other fields tell the loop what the family wants of the schedule; a plain function may
+    stand in for a Denoiser where none of it matters.
+    """
+
+    predict: Callable[[Tensor, Tensor], Tensor]
+    set_timesteps: Callable[[Any, int, torch.device], Tensor]
+    """(scheduler, num_inference_steps, device) -> the timesteps to visit."""
+    latent_scale: float
+    one_step_x0: bool
+
+    def __call__(
+        self, latents: Float[Tensor, "b c h w"], timestep: Tensor
+    ) -> Float[Tensor, "b c h w"]:
+        """The guided model output at this timestep, in the scheduler's prediction type."""
+        return self.predict(latents, timestep)
+
+
+def make_denoiser(
+    pipe: Any,
+    prompts: Sequence[str] | str | None,
+    *,
+    negative_prompts: Sequence[str] | str | None = None,
+    guidance_scale: float | None = None,
+    detach_uncond: bool = False,
+    checkpointing: bool = False,
+    height: int | None = None,
+    width: int | None = None,
+    max_sequence_length: int | None = None,
+    prompt_embeds: Embeds | None = None,
+) -> Denoiser:
+    """A denoiser for these prompts, image i for prompt i.
+
+    `prompt_embeds` (rows of what `encode_prompts` gives) stand in for the prompts, so that a
+    pipeline without its text encoders will do. `detach_uncond` keeps the unconditional branch
+    of the guidance out of the graph. `checkpointing` recomputes the model in the backward pass.
+
+    Raises ValueError for an unknown family, a size it cannot do or prompts that do not fit.
+    """
+    family = family_of(pipe)
+    height, width = image_size(pipe, height, width)
+    if guidance_scale is None:
+        guidance_scale = default_guidance(pipe)
+    guided = family.is_guided(pipe, guidance_scale)
+    if prompt_embeds is None:
+        prompt_embeds = encode_prompts(
+            pipe,
+            prompts,
+            negative_prompts=negative_prompts,
+            guidance_scale=guidance_scale,
+            max_sequence_length=max_sequence_length,
+        )
+    forward = family.make_forward(pipe, guidance_scale, height, width)
+    if checkpointing:
+        forward = _checkpointed(forward)
+    cond = {k: v for k, v in prompt_embeds.items() if not k.startswith("negative_")}
+    if guided:
+        uncond = {k: prompt_embeds[f"negative_{k}"] for k in cond}
+        predict = _guide(forward, cond, uncond, guidance_scale, detach_uncond)
+    else:
+        predict = lambda latents, timestep: forward(latents, timestep, cond)  # noqa: E731
+    factor = pipe.vae_scale_factor
+    return Denoiser(
+        predict=predict,
+        set_timesteps=lambda scheduler, steps, device: family.set_timesteps(
+            pipe, scheduler, steps, device, (height // factor, width // factor)
+        ),
+        latent_scale=family.latent_scale(pipe),
+        one_step_x0=family.one_step_x0,
+    )
+
+
+def encode_prompts(
+    pipe: Any,
+    prompts: Sequence[str] | str | None,
+    *,
+    negative_prompts: Sequence[str] | str | None = None,
+    guidance_scale: float | None = None,
+    max_sequence_length: int | None = None,
+) -> Embeds:
+    """The prompts' embeddings by name, each with the batch first, without gradient.
+
+    Rows can be picked and repeated freely before they go to `make_denoiser(prompt_embeds=...)`.
+    Unconditional embeddings (`negative_...`) are there only where the guidance uses them.
+    """
+    family = family_of(pipe)
+    prompts = [prompts] if isinstance(prompts, str) else list(prompts or [])
+    if not prompts:
+        raise ValueError("no prompts were given; at least one is needed")
+    if guidance_scale is None:
+        guidance_scale = default_guidance(pipe)
+    guided = family.is_guided(pipe, guidance_scale)
+    if negative_prompts is not None and not (guided and family.takes_negative_prompts):
+        logger.warning("The negative prompt has no effect: %s", _why_unguided(family))
+        negative_prompts = None
+    if isinstance(negative_prompts, str):
+        negative_prompts = [negative_prompts] * len(prompts)
+    if negative_prompts is not None and len(negative_prompts) != len(prompts):
+        raise ValueError(
+            f"{len(negative_prompts)} negative prompts for {len(prompts)} prompts; "
+            "give one for all or one each"
+        )
+    negatives = None if negative_prompts is None else list(negative_prompts)
+    warn_about_prompts(pipe, [*prompts, *(negatives or [])], max_sequence_length)
+    with torch.no_grad():
+        return family.encode(pipe, prompts, negatives, guided, max_sequence_length)
+
+
+def family_of(pipe: Any) -> Family:
+    """The family a pipeline belongs to. Raises ValueError naming the known ones."""
+    for kind in type(pipe).__mro__:
+        if kind.__name__ in FAMILIES:
+            return FAMILIES[kind.__name__]
+    raise ValueError(
+        f"{type(pipe).__name__} is not a known kind of pipeline; known: {', '.join(FAMILIES)}"
+    )
+
+
+def image_size(pipe: Any, height: int | None, width: int | None) -> tuple[int, int]:
+    """Height and width in pixels, the pipeline's own where None.
+
+    Raises ValueError where a side is not a positive multiple of what the model can do.
+    """
+    family, factor = family_of(pipe), pipe.vae_scale_factor
+    own = family.default_size(pipe)
+    height = own[0] if height is None else height
+    width = own[1] if width is None else width
+    unit = factor * family.latent_patch
+    for name, side in (("height", height), ("width", width)):
+        if side <= 0 or side % unit:
+            raise ValueError(f"{name} is {side}; {family.name} needs a positive multiple of {unit}")
+    return height, width
+
+
+def latent_shape(pipe: Any, height: int | None, width: int | None) -> tuple[int, int, int]:
+    """(channels, height, width) of the latents of one image of this size in pixels."""
+    height, width = image_size(pipe, height, width)
+    factor = pipe.vae_scale_factor
+    return family_of(pipe).latent_channels(pipe), height // factor, width // factor
+
+
+def default_steps(pipe: Any) -> int:
+    """1 for distilled models, else the default of the pipeline's own `__call__`."""
+    return 1 if is_distilled(pipe) else call_default(pipe, "num_inference_steps")
+
+
+def default_guidance(pipe: Any) -> float:
+    """No guidance for distilled models, else the default of the pipeline's own `__call__`."""
+    return 0.0 if is_distilled(pipe) else call_default(pipe, "guidance_scale")
+
+
+def _why_unguided(family: Family) -> str:
+    if family.takes_negative_prompts:
+        return "there is no guidance at this guidance scale"
+    return f"{family.name} pipelines have none"
+
+
+def _checkpointed(forward: Forward) -> Forward:
+    def recomputed(latents: Tensor, timestep: Tensor, embeds: Embeds) -> Tensor:
+        if not torch.is_grad_enabled():
+            return forward(latents, timestep, embeds)
+        return checkpoint(forward, latents, timestep, embeds, use_reentrant=False)
+
+    return recomputed
+
+
+def _guide(
+    forward: Forward, cond: Embeds, uncond: Embeds, guidance_scale: float, detach_uncond: bool
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """Classifier-free guidance (2207.12598, equation 6) in one batched call, as diffusers does;
+    in two where the unconditional one leaves no graph."""
+    both = {k: torch.cat([uncond[k], cond[k]]) for k in cond}
+
+    def predict(latents: Tensor, timestep: Tensor) -> Tensor:
+        if detach_uncond and torch.is_grad_enabled():
+            with torch.no_grad():
+                without = forward(latents, timestep, uncond)
+            with_prompt = forward(latents, timestep, cond)
+        else:
+            doubled = torch.cat([latents, latents])  # (2b, c, h, w)
+            without, with_prompt = forward(doubled, timestep, both).chunk(2)
+        return without + guidance_scale * (with_prompt - without)
+
+    return predict

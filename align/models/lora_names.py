@@ -1,0 +1,192 @@
+"""LoRA layers of transformers under their original names, as kohya's scripts and ComfyUI have them.
+
+A kohya key is `lora_unet_` and the layer's name in the model's original code, dots as underscores.
+UNets need no table: there the same tools also take diffusers' names. Originals stack some layers
+(queries, keys and values) into one; a stacked LoRA has the parts' `down` factors one below the
+other and a block-diagonal `up`, which says exactly the same.
+"""
+
+import re
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from align.models.lora_files import Factors
+
+# Original layer: diffusers' layers, stacked along the output. A number stands for every block.
+# Layers whose rows diffusers reorders (the last normalization's scale and shift) are not here.
+FLUX = {
+    "img_in": "x_embedder",
+    "txt_in": "context_embedder",
+    "time_in.in_layer": "time_text_embed.timestep_embedder.linear_1",
+    "time_in.out_layer": "time_text_embed.timestep_embedder.linear_2",
+    "guidance_in.in_layer": "time_text_embed.guidance_embedder.linear_1",
+    "guidance_in.out_layer": "time_text_embed.guidance_embedder.linear_2",
+    "vector_in.in_layer": "time_text_embed.text_embedder.linear_1",
+    "vector_in.out_layer": "time_text_embed.text_embedder.linear_2",
+    "double_blocks.0.img_mod.lin": "transformer_blocks.0.norm1.linear",
+    "double_blocks.0.txt_mod.lin": "transformer_blocks.0.norm1_context.linear",
+    "double_blocks.0.img_attn.qkv": "transformer_blocks.0.attn.to_q to_k to_v",
+    "double_blocks.0.txt_attn.qkv": "transformer_blocks.0.attn.add_q_proj add_k_proj add_v_proj",
+    "double_blocks.0.img_attn.proj": "transformer_blocks.0.attn.to_out.0",
+    "double_blocks.0.txt_attn.proj": "transformer_blocks.0.attn.to_add_out",
+    "double_blocks.0.img_mlp.0": "transformer_blocks.0.ff.net.0.proj",
+    "double_blocks.0.img_mlp.2": "transformer_blocks.0.ff.net.2",
+    "double_blocks.0.txt_mlp.0": "transformer_blocks.0.ff_context.net.0.proj",
+    "double_blocks.0.txt_mlp.2": "transformer_blocks.0.ff_context.net.2",
+    "single_blocks.0.modulation.lin": "single_transformer_blocks.0.norm.linear",
+    "single_blocks.0.linear1": "single_transformer_blocks.0.attn.to_q to_k to_v .proj_mlp",
+    "single_blocks.0.linear2": "single_transformer_blocks.0.proj_out",
+    "final_layer.linear": "proj_out",
+}
+SD3 = {
+    "x_embedder.proj": "pos_embed.proj",
+    "context_embedder": "context_embedder",
+    "t_embedder.mlp.0": "time_text_embed.timestep_embedder.linear_1",
+    "t_embedder.mlp.2": "time_text_embed.timestep_embedder.linear_2",
+    "y_embedder.mlp.0": "time_text_embed.text_embedder.linear_1",
+    "y_embedder.mlp.2": "time_text_embed.text_embedder.linear_2",
+    "joint_blocks.0.x_block.adaLN_modulation.1": "transformer_blocks.0.norm1.linear",
+    "joint_blocks.0.x_block.attn.qkv": "transformer_blocks.0.attn.to_q to_k to_v",
+    "joint_blocks.0.x_block.attn.proj": "transformer_blocks.0.attn.to_out.0",
+    "joint_blocks.0.x_block.attn2.qkv": "transformer_blocks.0.attn2.to_q to_k to_v",
+    "joint_blocks.0.x_block.attn2.proj": "transformer_blocks.0.attn2.to_out.0",
+    "joint_blocks.0.x_block.mlp.fc1": "transformer_blocks.0.ff.net.0.proj",
+    "joint_blocks.0.x_block.mlp.fc2": "transformer_blocks.0.ff.net.2",
+    "joint_blocks.0.context_block.attn.qkv": (
+        "transformer_blocks.0.attn.add_q_proj add_k_proj add_v_proj"
+    ),
+    "joint_blocks.0.context_block.attn.proj": "transformer_blocks.0.attn.to_add_out",
+    "joint_blocks.0.context_block.mlp.fc1": "transformer_blocks.0.ff_context.net.0.proj",
+    "joint_blocks.0.context_block.mlp.fc2": "transformer_blocks.0.ff_context.net.2",
+    "final_layer.linear": "proj_out",
+}
+_CROSS = {
+    "blocks.0.attn.qkv": "transformer_blocks.0.attn1.to_q to_k to_v",
+    "blocks.0.attn.proj": "transformer_blocks.0.attn1.to_out.0",
+    "blocks.0.cross_attn.q_linear": "transformer_blocks.0.attn2.to_q",
+    "blocks.0.cross_attn.kv_linear": "transformer_blocks.0.attn2.to_k to_v",
+    "blocks.0.cross_attn.proj": "transformer_blocks.0.attn2.to_out.0",
+    "y_embedder.y_proj.fc1": "caption_projection.linear_1",
+    "y_embedder.y_proj.fc2": "caption_projection.linear_2",
+    "final_layer.linear": "proj_out",
+}
+PIXART = _CROSS | {
+    "x_embedder.proj": "pos_embed.proj",
+    "t_embedder.mlp.0": "adaln_single.emb.timestep_embedder.linear_1",
+    "t_embedder.mlp.2": "adaln_single.emb.timestep_embedder.linear_2",
+    "csize_embedder.mlp.0": "adaln_single.emb.resolution_embedder.linear_1",
+    "csize_embedder.mlp.2": "adaln_single.emb.resolution_embedder.linear_2",
+    "ar_embedder.mlp.0": "adaln_single.emb.aspect_ratio_embedder.linear_1",
+    "ar_embedder.mlp.2": "adaln_single.emb.aspect_ratio_embedder.linear_2",
+    "t_block.1": "adaln_single.linear",
+    "blocks.0.mlp.fc1": "transformer_blocks.0.ff.net.0.proj",
+    "blocks.0.mlp.fc2": "transformer_blocks.0.ff.net.2",
+}
+SANA = _CROSS | {
+    "x_embedder.proj": "patch_embed.proj",
+    "t_embedder.mlp.0": "time_embed.emb.timestep_embedder.linear_1",
+    "t_embedder.mlp.2": "time_embed.emb.timestep_embedder.linear_2",
+    "t_block.1": "time_embed.linear",
+    "blocks.0.mlp.inverted_conv.conv": "transformer_blocks.0.ff.conv_inverted",
+    "blocks.0.mlp.depth_conv.conv": "transformer_blocks.0.ff.conv_depth",
+    "blocks.0.mlp.point_conv.conv": "transformer_blocks.0.ff.conv_point",
+}
+TABLES = {
+    "FluxTransformer2DModel": FLUX,
+    "SD3Transformer2DModel": SD3,
+    "PixArtTransformer2DModel": PIXART,
+    "SanaTransformer2DModel": SANA,
+}
+COMPONENT = "transformer"
+
+
+def original_layers(transformer: Any) -> dict[str, tuple[str, ...]]:
+    """Original layer names of a diffusers transformer, each with the layers stacked in it.
+
+    Raises ValueError for a transformer without a table.
+    """
+    kind = type(transformer).__name__
+    if kind not in TABLES:
+        raise ValueError(f"kohya's layout has no names for a {kind}; known: {', '.join(TABLES)}")
+    there = {name for name, _ in transformer.named_modules()}
+    blocks = {
+        name.split(".")[1] for name in there if re.match(r"\w*transformer_blocks\.\d+$", name)
+    }
+    found = {}
+    for original, written in TABLES[kind].items():
+        numbers = sorted(blocks, key=int) if ".0." in written else ["0"]
+        for number in numbers:
+            parts = _parts(written.replace("blocks.0.", f"blocks.{number}.", 1))
+            if all(part in there for part in parts):
+                found[original.replace("blocks.0.", f"blocks.{number}.", 1)] = parts
+    return found
+
+
+def _parts(written: str) -> tuple[str, ...]:
+    """("a.b.to_q", "a.b.to_k", "a.proj") of "a.b.to_q to_k .proj"."""
+    first, *others = written.split(" ")
+    parent, parts = first.rpartition(".")[0], [first]
+    for other in others:
+        above = parent.rpartition(".")[0] if other.startswith(".") else parent
+        parts.append(f"{above}.{other.lstrip('.')}")
+    return tuple(parts)
+
+
+def to_original(factors: Factors, transformer: Any) -> Factors:
+    """A LoRA with the transformer's layers under original names, stacked as there.
+
+    Raises ValueError naming a layer that has no original name.
+    """
+    prefix = f"{COMPONENT}."
+    left = {k.removeprefix(prefix): v for k, v in factors.items() if k.startswith(prefix)}
+    renamed = {k: v for k, v in factors.items() if not k.startswith(prefix)}
+    for original, parts in original_layers(transformer).items():
+        if any(part in left for part in parts):
+            pairs = [left.pop(part, None) for part in parts]
+            renamed[prefix + original] = _stack(pairs, parts, transformer)
+    if left:
+        raise ValueError(f"kohya's layout has no name for {next(iter(left))}; export without it")
+    return renamed
+
+
+def _stack(
+    pairs: list[tuple[Tensor, Tensor] | None], parts: tuple[str, ...], transformer: Any
+) -> tuple[Tensor, Tensor]:
+    if len(pairs) == 1 and pairs[0] is not None:
+        return pairs[0]
+    rows = [transformer.get_submodule(part).weight.shape[0] for part in parts]
+    down = torch.cat([pair[0] for pair in pairs if pair is not None])
+    up, row, column = down.new_zeros(sum(rows), len(down)), 0, 0
+    for pair, height in zip(pairs, rows, strict=True):
+        if pair is not None:
+            width = len(pair[0])
+            up[row : row + height, column : column + width] = pair[1]
+            column += width
+        row += height
+    return down, up
+
+
+def reversed_layers(denoiser: Any) -> dict[str, str]:
+    """Layers whose two halves (shift, then scale) diffusers has the other way round, with their
+    original names: read, but never written."""
+    kind, found = type(denoiser).__name__, {}
+    if kind not in ("FluxTransformer2DModel", "SD3Transformer2DModel"):
+        return found
+    for name, module in denoiser.named_modules():
+        if type(module).__name__ == "AdaLayerNormContinuous":
+            block = re.fullmatch(r"transformer_blocks\.(\d+)\.norm1_context", name)
+            place = f"joint_blocks.{block[1]}.context_block" if block else "final_layer"
+            found[f"{name}.linear"] = f"{place}.adaLN_modulation.1"
+    return found
+
+
+def context_modulations(transformer: Any) -> dict[str, tuple[str, ...]]:
+    """SD3's modulations of the prompt by their original names, where the rows are the same."""
+    return {
+        f"joint_blocks.{name.split('.')[1]}.context_block.adaLN_modulation.1": (f"{name}.linear",)
+        for name, module in transformer.named_modules()
+        if re.fullmatch(r"transformer_blocks\.\d+\.norm1_context", name)
+        and type(module).__name__ == "AdaLayerNormZero"
+    }

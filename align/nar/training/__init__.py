@@ -1,0 +1,1 @@
+"""NAR models, tokenizers and their alignment, trained."""
