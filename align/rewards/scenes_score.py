@@ -209,8 +209,8 @@ def assignments(count: int, device: torch.device) -> Int[Tensor, "a n"]:
     """
     if count > CANDIDATES:
         raise ValueError(
-            f"the prompt states {count} objects; scenes-detector compares at most {CANDIDATES} of a "
-            "picture"
+            f"the prompt states {count} objects; scenes-detector compares at most {CANDIDATES} "
+            "of a picture"
         )
     return torch.tensor(list(itertools.permutations(range(CANDIDATES), count)), device=device)
 
