@@ -1,0 +1,101 @@
+"""What the methods share that need no gradient of the reward: images of the model's own, drawn in
+groups of one prompt, and the noises at which the model learns from them."""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from align.alignprop.session import Session
+from align.diffusion.denoisers import Denoiser, family_of
+from align.diffusion.forward_process import prediction_kind
+from align.diffusion.pixels import decode
+from align.diffusion.sample import make_noise, prepare_scheduler, sample
+from align.language.prompts import draw_prompts
+from align.models.lora import lora_merged
+from align.training.seeding import image_seed
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Images of whole groups, one group after the other, without gradient."""
+
+    latents: Float[Tensor, "b c h w"]
+    images: Float[Tensor, "b 3 height width"]
+    prompts: list[str]
+    metadata: list[dict[str, Any]]
+    embeds: dict[str, Tensor]
+    groups: list[int]
+    """The groups' numbers within the update."""
+
+
+@torch.no_grad()
+def draw_groups(session: Session, update: int, indices: Sequence[int]) -> Drawn:
+    """The images of an update with these global indices by the present model: whole groups."""
+    c, pipe = session.config, session.pipe
+    groups = [index // c.group_size for index in indices[:: c.group_size]]
+    rows = draw_prompts(len(session.prompts), seed=c.seed, update=update, indices=groups)
+    rows = [row for row in rows for _ in range(c.group_size)]
+    prompts = [session.prompts.prompts[row] for row in rows]
+    embeds = session.embed(prompts)
+
+    def generators(purpose: str) -> list[torch.Generator]:
+        seeds = [image_seed(purpose, c.seed, update, index) for index in indices]
+        return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    seeds = [image_seed("noise", c.seed, update, index) for index in indices]
+    # Sharded weights cannot be added to.
+    with nullcontext() if c.shard else lora_merged(pipe):
+        latents = sample(
+            session.denoiser(embeds),
+            pipe.scheduler,
+            make_noise(pipe, seeds, c.height, c.width),
+            num_inference_steps=c.num_inference_steps,
+            eta=c.eta,
+            generator=generators("eta"),
+        )
+    metadata = [session.prompts.metadata[row] for row in rows]
+    return Drawn(latents, decode(pipe, latents), prompts, metadata, embeds, groups)
+
+
+def learning_denoiser(session: Session, embeds: dict[str, Tensor]) -> Denoiser:
+    """The denoiser that is trained. A guidance that is the model's input (FLUX, LCM) stays that of
+    the images; one that mixes two outputs is no part of the model."""
+    c = session.config
+    mixed = family_of(session.pipe).is_guided(session.pipe, c.guidance_scale)
+    scale = 1.0 if mixed else c.guidance_scale
+    return session.denoiser(embeds, guidance_scale=scale, checkpointing=c.checkpointing)
+
+
+def group_noises(
+    session: Session,
+    denoise: Denoiser,
+    update: int,
+    groups: Sequence[int],
+    like: Float[Tensor, "_ c h w"],
+    pairs: int = 1,
+) -> tuple[Float[Tensor, "n c h w"], Float[Tensor, " n"] | Int[Tensor, " n"]]:
+    """Noises and timesteps, `pairs` times `pair_timesteps` of them for one group after the other.
+
+    One timestep lies in each of `pair_timesteps` equal parts of the training schedule; for flow
+    matching of those timesteps that the sampler visits, whose shift belongs to the model.
+    """
+    c, scheduler = session.config, session.pipe.scheduler
+    if prediction_kind(scheduler) == "flow":
+        _, known = prepare_scheduler(denoise, scheduler, c.num_inference_steps, like.device)
+        known = known.cpu().float()
+    else:
+        known = torch.arange(len(scheduler.alphas_cumprod))
+    noises, timesteps = [], []
+    for group in groups:
+        generator = torch.Generator().manual_seed(image_seed("pairs", c.seed, update, group))
+        shape = (pairs * c.pair_timesteps, *like.shape[1:])
+        noises.append(torch.randn(shape, generator=generator, dtype=torch.float32))
+        within = torch.rand((pairs, c.pair_timesteps), generator=generator)
+        parts = (torch.arange(c.pair_timesteps) + within) / c.pair_timesteps
+        timesteps.append(known[(parts * len(known)).long().clamp(max=len(known) - 1)].flatten())
+    return torch.cat(noises).to(like), torch.cat(timesteps).to(like.device)
