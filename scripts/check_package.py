@@ -1,9 +1,10 @@
 """Whether what `python -m build` made works: `python scripts/check_package.py DIST`.
 
 Looks that the wheel holds every file of `align/`, the sdist those of `demo/` too, and both the
-licences, then installs the wheel into an environment that holds its declared dependencies (extra `demo`) and
-nothing else, and runs `align` from an empty folder, without network: help, a short quickstart, the
-demo until it answers. The dependencies are links to those of the environment that runs this.
+licences, then installs the wheel into an environment that holds its declared dependencies (extra
+`demo`) and nothing else, and runs `align` from an empty folder, without network: help, a short
+quickstart, the demo until it answers. The dependencies are links to those of the environment that
+runs this.
 """
 
 import argparse

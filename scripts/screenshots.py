@@ -28,7 +28,7 @@ SHOTS = {  # name -> (link, button, status, what the status says in the end)
     "optimize": ("?tab=optimize&seed=7&budget=32", "optimize-run", "optimize-status", "Weighted"),
     "nar": (f"?tab=nar&seed=3&prompt={SQUARE}", "nar-run", "nar-status", "times as fast"),
     "compare": ("?tab=compare&seed=7&budget=8", "compare-run", "compare-status", "budget of"),
-    "align": ("?tab=align&minutes=2&updates=20", "align-run", "align-status", "after"),
+    "align": ("?tab=align&minutes=8", "align-run", "align-status", "after"),
 }
 
 

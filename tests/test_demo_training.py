@@ -51,7 +51,7 @@ def test_a_training_runs_beside_the_page_and_stop_saves_a_lora_that_others_see()
     status, *_, command = train()
     assert "Loading the model" in status
     assert command.startswith("align train ")
-    assert "--preset embedded" in command
+    assert "--preset taste" in command
     with pytest.raises(gr.Error, match="one at a time"):  # a second visitor
         train(owner="other")
     view = wait_for(lambda view: len(view.records) >= 1)

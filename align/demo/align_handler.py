@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
+from align.config.presets import PRESETS
 from align.config.train import TrainConfig
 from align.demo import training, values
 from align.demo.choices import check_model, check_reward
@@ -22,6 +23,8 @@ from align.training.report import judge_name
 if TYPE_CHECKING:
     from align.demo.training import View
 
+PRESET = "taste"  # what shows soonest on the models inside
+STYLE = PRESETS[PRESET]
 MINUTES = (0.1, 30.0)
 UPDATES = (1, 1000)
 SMOOTH = 8  # updates that a point of the reward's curve is the mean of
@@ -61,7 +64,7 @@ def make_train(allow_any_model: bool) -> Callable[..., tuple]:
             chosen = values.one("prompts", prompt_set, SETS)
             prompts = lines(own_prompts) if chosen == OWN else []
             config = TrainConfig(
-                preset="embedded" if model.startswith("embedded/") else None,
+                preset=PRESET if model.startswith("embedded/") else None,
                 model=model,
                 reward=check_reward(reward, allow_any_model),
                 prompts=None if chosen == OWN else chosen,

@@ -149,13 +149,20 @@ def seed_row(tab: str) -> tuple[gr.Number, gr.Checkbox]:
     return seed, randomize
 
 
-def reward_box(tab: str, allow_any_model: bool) -> gr.Dropdown:
-    """Which reward counts: a ready-made expression, or one's own."""
-    ready = expressions()
+def reward_box(
+    tab: str, allow_any_model: bool, first: tuple[str, str] | None = None
+) -> gr.Dropdown:
+    """Which reward counts: a ready-made expression, or one's own. `first` is (what it is, an
+    expression) that the tab begins with."""
+    ready = [
+        (f"{text} (what searches take)" if "," in text else text, text) for text in expressions()
+    ]
+    if first is not None:
+        ready.insert(0, (f"{first[1]} ({first[0]})", first[1]))
     more = ", or a file: rewards.py:function" if allow_any_model else ""
     return gr.Dropdown(
-        [(f"{text} (what searches take)" if "," in text else text, text) for text in ready],
-        value=ready[0] if ready else None,
+        ready,
+        value=ready[0][1] if ready else None,
         label="Reward",
         allow_custom_value=True,
         info=f"Choose one, or write several with weights: scenes-clip=1,scenes-vqa=0.5{more}",

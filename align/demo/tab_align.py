@@ -26,8 +26,9 @@ STOP = f"() => {{ {KEY} return key; }}"
 def build(page: gr.Blocks, allow_any_model: bool) -> dict:
     """Lay the tab out; returns its fields by their names in links."""
     gr.Markdown(
-        "AlignProp trains a LoRA by sending the reward's gradient back through the sampler. The "
-        "training goes on in the background: you may close the page. One at a time."
+        "AlignProp trains a LoRA by sending the reward's gradient back through the sampler. A "
+        "style that all prompts share shows within three minutes. The training goes on in the "
+        "background: you may close the page. One at a time."
     )
     with gr.Row():
         with gr.Column(scale=4, min_width=300):
@@ -68,7 +69,8 @@ def build(page: gr.Blocks, allow_any_model: bool) -> dict:
 
 def inputs(allow_any_model: bool) -> dict:
     """What is trained, in the order of the handler's arguments."""
-    reward = parts.reward_box("align", allow_any_model)
+    style = ("a style: large, apart, full colours", handler.STYLE["reward"])
+    reward = parts.reward_box("align", allow_any_model, style)
     prompts = gr.Dropdown(
         [(text, name) for name, text in handler.SETS.items()],
         value="scenes",
@@ -81,15 +83,19 @@ def inputs(allow_any_model: bool) -> dict:
     )  # fmt: skip
     prompts.input(lambda chosen: gr.update(visible=chosen == handler.OWN), prompts, own, **QUIET)
     minutes = gr.Slider(
-        *handler.MINUTES, 5, step=0.1, label="Minutes at most", elem_id="align-minutes"
+        *handler.MINUTES, 3, step=0.1, label="Minutes at most", elem_id="align-minutes"
     )
     with gr.Accordion("Settings", open=False, elem_id="align-settings"):
         updates = gr.Slider(
-            *handler.UPDATES, 130, step=1, label="Updates at most", elem_id="align-updates"
+            *handler.UPDATES,
+            handler.STYLE["steps"],
+            step=1,
+            label="Updates at most",
+            elem_id="align-updates",
         )
         rate = gr.Number(
-            5e-4, label="Learning rate", minimum=1e-6, maximum=1e-2, step=1e-4,
-            elem_id="align-rate",
+            handler.STYLE["learning_rate"], label="Learning rate", minimum=1e-6, maximum=1e-2,
+            step=1e-4, elem_id="align-rate",
         )  # fmt: skip
         known = models()
         model = gr.Dropdown(
