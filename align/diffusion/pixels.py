@@ -1,4 +1,4 @@
-"""`decode`: latents to images; the one place that produces values in [0, 1]."""
+"""`decode`: latents to images, the one place that produces values in [0, 1]; and `encode`."""
 
 import copy
 from typing import Any
@@ -64,6 +64,26 @@ def decode(
     # Clamped, an overflow would look like white or black.
     pixels = pixels.masked_fill(pixels.isinf(), float("nan"))
     return clamp01(pixels / 2 + 0.5)
+
+
+@torch.no_grad()
+def encode(pipe: Any, images: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b c h w"]:
+    """Latents as `sample` returns them, of images in [0, 1]: the mode of the encoder's posterior.
+
+    Raises ValueError for a pipeline whose autoencoder tells no scale.
+    """
+    vae = pipe.vae
+    if vae.dtype == torch.float16 and vae.config.get("force_upcast", False):
+        vae = copy.deepcopy(vae).float()  # as in `decode`
+    encoded = vae.encode((2 * images - 1).to(vae), return_dict=False)[0]
+    # DC-AE, of SANA, has no posterior
+    latents = encoded.mode() if hasattr(encoded, "mode") else encoded
+    if "scaling_factor" not in vae.config:
+        raise ValueError(f"{type(vae).__name__} tells no scaling_factor to encode pictures by")
+    nothing = torch.zeros_like(latents)
+    shift = unscale(vae.config, nothing)  # affine, channel by channel
+    factor = unscale(vae.config, nothing + 1) - shift
+    return (latents - shift) / factor
 
 
 def unscale(config: Any, latents: Tensor) -> Tensor:
