@@ -1,7 +1,7 @@
 """Diffusion-DPO (Wallace et al. 2023, arXiv 2311.12908) on the model's own images, ranked by a
 reward: no gradient of the reward, and none through the sampler."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -10,47 +10,41 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from align.alignprop.session import Session
-from align.alignprop.update import BatchLoss, batch_loss, image_terms
+from align.alignprop.update import BatchLoss, image_terms
 from align.alignprop.windows import Draw
-from align.config.train import TrainConfig
 from align.diffusion.denoisers import family_of
 from align.diffusion.pixels import decode
 from align.diffusion.sample import make_noise, sample
 from align.language.prompts import draw_prompts
 from align.models.lora import lora_disabled, lora_merged
+from align.training.runs import Run
 from align.training.seeding import image_seed
 
 
-def loss_of(config: TrainConfig) -> Callable[[Session, int, Sequence[int]], BatchLoss]:
-    """The loss of the run's method."""
-    return preference_loss if config.method == "dpo" else batch_loss
-
-
-def preference_loss(session: Session, update: int, indices: Sequence[int]) -> BatchLoss:
+def preference_loss(run: Run, update: int, indices: Sequence[int]) -> BatchLoss:
     """The loss on images of an update with these global indices: whole groups of one prompt each.
 
     In every group the best quarter by the reward is preferred to the worst, pair by pair, at
     `pair_timesteps` timesteps spread over the schedule; both of a pair get the same noise.
     Raises Diverged where a score or an image is not finite.
     """
-    c = session.config
+    c = run.config
     groups = [index // c.group_size for index in indices[:: c.group_size]]
-    rows = draw_prompts(len(session.prompts), seed=c.seed, update=update, indices=groups)
+    rows = draw_prompts(len(run.prompts), seed=c.seed, update=update, indices=groups)
     rows = [row for row in rows for _ in range(c.group_size)]
-    prompts = [session.prompts.prompts[row] for row in rows]
-    metadata = [session.prompts.metadata[row] for row in rows]
-    embeds = session.embed(prompts)
-    latents, images = _draw(session, update, indices, embeds)
-    terms = image_terms(session, images, prompts, metadata)
-    scores = session.reward.combine(session.scale(terms) if session.scale else terms)
+    prompts = [run.prompts.prompts[row] for row in rows]
+    metadata = [run.prompts.metadata[row] for row in rows]
+    embeds = run.sampler.embed(prompts)
+    latents, images = _draw(run, update, indices, embeds)
+    terms = image_terms(run, images, prompts, metadata)
+    scores = run.reward.combine(run.scale(terms) if run.scale else terms)
     best, worst = ranked_pairs(scores, c.group_size)
     repeats = c.pair_timesteps
     differs = (scores[best] > scores[worst]).repeat_interleave(repeats)
     pairs_a_group = len(best) // len(groups)
-    noise, timesteps = _noises(session, update, groups, latents[:1], pairs_a_group)
+    noise, timesteps = _noises(run, update, groups, latents[:1], pairs_a_group)
     gains, distance = _gains(
-        session,
+        run,
         latents[torch.cat([best, worst])].repeat_interleave(repeats, 0),
         noise.repeat(2, 1, 1, 1),
         timesteps.repeat(2),
@@ -61,7 +55,7 @@ def preference_loss(session: Session, update: int, indices: Sequence[int]) -> Ba
     return BatchLoss(
         loss=loss + c.kl_weight * distance,
         terms=terms,
-        scores=session.reward.combine(terms),
+        scores=run.reward.combine(terms),
         draw=Draw("dpo", ()),
         kl=distance.detach(),
         image_gradients={},
@@ -94,11 +88,11 @@ def diffusion_dpo_loss(
 
 @torch.no_grad()
 def _draw(
-    session: Session, update: int, indices: Sequence[int], embeds: dict[str, Tensor]
+    run: Run, update: int, indices: Sequence[int], embeds: dict[str, Tensor]
 ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b 3 height width"]]:
     """Latents and images of the present model, each from the noise of its global index."""
-    c, pipe = session.config, session.pipe
-    denoise = session.denoiser(embeds)
+    c, pipe = run.config, run.pipe
+    denoise = run.sampler.denoiser(embeds)
     seeds = [image_seed("noise", c.seed, update, index) for index in indices]
     # Sharded weights cannot be added to.
     with nullcontext() if c.shard else lora_merged(pipe):
@@ -117,13 +111,13 @@ def _draw(
 
 
 def _noises(
-    session: Session, update: int, groups: Sequence[int], like: Tensor, pairs: int
+    run: Run, update: int, groups: Sequence[int], like: Tensor, pairs: int
 ) -> tuple[Float[Tensor, "n c h w"], Int[Tensor, " n"]]:
     """The noise and the timestep of every pair and repeat, one group after the other.
 
     One timestep lies in each of `pair_timesteps` equal parts of the training schedule.
     """
-    c, count = session.config, len(session.pipe.scheduler.alphas_cumprod)
+    c, count = run.config, len(run.pipe.scheduler.alphas_cumprod)
     noises, timesteps = [], []
     for group in groups:
         generator = torch.Generator().manual_seed(image_seed("pairs", c.seed, update, group))
@@ -136,7 +130,7 @@ def _noises(
 
 
 def _gains(
-    session: Session,
+    run: Run,
     latents: Float[Tensor, "n c h w"],
     noise: Float[Tensor, "n c h w"],
     timesteps: Int[Tensor, " n"],
@@ -144,12 +138,12 @@ def _gains(
 ) -> tuple[Float[Tensor, " n"], Float[Tensor, ""]]:
     """By how much the model's error at the noised latents is below the base's, and the mean
     squared distance of the two predictions."""
-    c, pipe = session.config, session.pipe
+    c, pipe = run.config, run.pipe
     # A scale that is the model's input (LCM) stays that of the images; one that mixes two outputs
     # is no part of the model that is compared.
     mixed = family_of(pipe).is_guided(pipe, c.guidance_scale)
     scale = 1.0 if mixed else c.guidance_scale
-    denoise = session.denoiser(embeds, guidance_scale=scale, checkpointing=c.checkpointing)
+    denoise = run.sampler.denoiser(embeds, guidance_scale=scale, checkpointing=c.checkpointing)
     clean = latents * denoise.latent_scale
     share = pipe.scheduler.alphas_cumprod.to(clean)[timesteps].view(-1, 1, 1, 1)
     noised = share.sqrt() * clean + (1 - share).sqrt() * noise

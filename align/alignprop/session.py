@@ -1,23 +1,22 @@
-"""All that a training run holds: the pipeline with its LoRA, reward, prompts, optimizer."""
+"""How a run of a diffusion model opens: the pipeline with its LoRA, reward, prompts, optimizer."""
 
 import dataclasses
 import importlib.util
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import AutocastKwargs, broadcast_object_list
-from diffusers.optimization import get_scheduler
+from accelerate.utils import AutocastKwargs
 from diffusers.training_utils import EMAModel
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from align.alignprop.embeddings import Embeddings
 from align.alignprop.frozen import prepare_pipeline, shard_frozen
+from align.alignprop.preferences import preference_loss
 from align.alignprop.rollout import check_window
+from align.alignprop.update import LossModule, batch_loss
 from align.config.train import TrainConfig
 from align.config.windows import Window, parse_window
 from align.diffusion.denoisers import Denoiser, denoiser_module, make_denoiser
@@ -25,97 +24,30 @@ from align.diffusion.pixels import decode
 from align.diffusion.prompt_limits import warn_about_prompts
 from align.diffusion.sample import make_noise, sample
 from align.diffusion.schedules import check_schedule, set_scheduler
-from align.language.prompts import PromptSet, training_prompts
+from align.language.prompts import training_prompts
 from align.models.load import default_dtype, load_pipeline, torch_device, torch_dtype
 from align.models.lora import add_lora
-from align.models.processes import open_accelerator, own_device
+from align.models.processes import own_device
 from align.rewards import load_reward
-from align.runs.folder import check_folder, open_run
-from align.training.runs import check_services
+from align.runs.folder import check_folder
+from align.training.checkpoints import digest_of
+from align.training.optimizer import make_schedule
+from align.training.runs import Run, check_login, make_accelerator, open_folder, reward_name
 from align.training.scales import RunningScale
 from align.training.seeding import seeded
 
 DRAW_BATCH = 8
-SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
-
-
-class Whole(nn.Module):
-    """Runs a function as the forward pass of the module that it uses.
-
-    Sampling calls the denoiser many times; a distributed wrapper synchronizes the gradients of one
-    forward pass. So what is wrapped is this module, and a pass is the whole way to the loss.
-    """
-
-    def __init__(self, module: nn.Module):
-        super().__init__()
-        self.module = module
-
-    def forward(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        return function(*arguments)
+LOSSES = {"alignprop": batch_loss, "dpo": preference_loss}
 
 
 @dataclass
-class Session:
-    """The state of a run."""
+class Sampler:
+    """How a run of a diffusion model draws."""
 
     config: TrainConfig
-    folder: Path
-    accelerator: Accelerator
     pipe: Any
-    reward: Any
-    prompts: PromptSet
     window: Window
     embed: Embeddings
-    parameters: list[nn.Parameter]
-    whole: nn.Module
-    optimizer: Any
-    schedule: Any
-    ema: EMAModel | None
-    scale: RunningScale | None
-    done: int = 0
-    """Updates finished."""
-    saved: int = -1
-    """The step of the newest checkpoint."""
-    skipped: int = 0
-    """Steps in a row that the gradient scaler has passed over."""
-    lora_metadata: dict[str, str] | None = None
-    course: dict[str, Any] = field(default_factory=dict)
-    """What a resumed run has to know: the base's `pictures` scores; whether any group's scores
-    have `differed` (dpo); the judge's figures of the base (`base`), of the `last` judgment, and
-    `score`, `step` and `since` (judgments without a better one) of the best, `judged_on` what.
-    """
-
-    @property
-    def device(self) -> torch.device:
-        """Where the trained weights are."""
-        return self.parameters[0].device
-
-    @property
-    def share(self) -> int:
-        """Images of an update in this process."""
-        return self.config.batch_size // self.accelerator.num_processes
-
-    @property
-    def micro(self) -> int:
-        """Images per forward pass."""
-        return min(self.config.micro_batch_size or self.share, self.share)
-
-    @property
-    def together(self) -> bool:
-        """Whether all processes must draw where one does."""
-        return self.config.shard
-
-    @property
-    def picture_settings(self) -> dict[str, Any]:
-        """What a PNG says of how it was drawn."""
-        c = self.config
-        return {
-            "negative_prompt": c.negative_prompt,
-            "num_inference_steps": c.num_inference_steps,
-            "guidance_scale": c.guidance_scale,
-            "scheduler": type(self.pipe.scheduler).__name__,
-            "eta": c.eta or None,
-        }
 
     def denoiser(self, embeds: dict[str, Tensor], **settings: Any) -> Denoiser:
         """A denoiser for embedded prompts with the run's guidance and size, and `settings` of
@@ -144,7 +76,7 @@ class Session:
         return torch.cat(parts)
 
 
-def open_session(config: TrainConfig, *, reward: Any = None, pipe: Any = None) -> Session:
+def open_session(config: TrainConfig, *, reward: Any = None, pipe: Any = None) -> Run:
     """Check everything the user gave, load it, and make the run's folder last.
 
     `reward` (anything `load_reward` takes) and `pipe` (a diffusers pipeline) stand in for what the
@@ -152,6 +84,7 @@ def open_session(config: TrainConfig, *, reward: Any = None, pipe: Any = None) -
     FileNotFoundError for what cannot be trained.
     """
     check_folder(config.out, config.overwrite, config.resume)
+    check_login(config.push_to_hub)
     window = parse_window(config.grad_window, config.num_inference_steps)
     if config.shard and window.kind == "random-per-sample":
         raise ValueError(
@@ -161,7 +94,7 @@ def open_session(config: TrainConfig, *, reward: Any = None, pipe: Any = None) -
     if config.shard and config.quantize:
         raise ValueError("shard and quantize are both given; they cannot be combined")
     prompts = training_prompts(config)
-    accelerator, device = make_accelerator(config, pipe)
+    accelerator, device = open_processes(config, pipe)
     reward = trained_reward(config, device, reward)
     if config.normalize_rewards and reward.expression.kind_within("z", "product"):
         raise ValueError(
@@ -189,39 +122,38 @@ def open_session(config: TrainConfig, *, reward: Any = None, pipe: Any = None) -
         )
     prepare_pipeline(config, pipe, device)
     optimizer = make_optimizer(config, parameters)
-    schedule = get_scheduler(
-        SCHEDULES[config.lr_schedule],
-        optimizer,
-        num_warmup_steps=config.warmup_steps,
-        num_training_steps=config.steps,
-    )
-    whole: nn.Module = Whole(denoiser_module(pipe))
+    schedule = make_schedule(config, optimizer)
+    model: nn.Module = LossModule(denoiser_module(pipe), LOSSES[config.method])
     if config.shard:
         shard_frozen(denoiser_module(pipe), parameters, accelerator.num_processes)
         optimizer = accelerator.prepare(optimizer)
     else:
-        whole, optimizer = accelerator.prepare(whole, optimizer)
-    folder, sampler = [""], type(pipe.scheduler).__name__
-    if accelerator.is_main_process:
-        place = (config.out, config, config.overwrite, config.resume)
-        folder = [str(open_run(*place, command="train", scheduler=sampler))]
-    folder = Path(broadcast_object_list(folder)[0])
-    accelerator.project_configuration.logging_dir = str(folder)
-    return Session(
+        model, optimizer = accelerator.prepare(model, optimizer)
+    scheduler = type(pipe.scheduler).__name__
+    return Run(
         config=config,
-        folder=folder,
+        folder=open_folder(config, accelerator, "train", scheduler=scheduler),
         accelerator=accelerator,
+        model=model,
+        parameters=parameters,
+        optimizer=optimizer,
+        schedule=schedule,
+        contents={"prompts": digest_of(prompts)},
+        max_grad_norm=config.max_grad_norm,
+        ema=None if config.ema_decay is None else EMAModel(parameters, decay=config.ema_decay),
         pipe=pipe,
         reward=reward,
         prompts=prompts,
-        window=window,
-        embed=Embeddings(config, pipe, device),
-        parameters=parameters,
-        whole=whole,
-        optimizer=optimizer,
-        schedule=schedule,
-        ema=None if config.ema_decay is None else EMAModel(parameters, decay=config.ema_decay),
+        sampler=Sampler(config, pipe, window, Embeddings(config, pipe, device)),
+        picture_settings={
+            "negative_prompt": config.negative_prompt,
+            "num_inference_steps": config.num_inference_steps,
+            "guidance_scale": config.guidance_scale,
+            "scheduler": scheduler,
+            "eta": config.eta or None,
+        },
         scale=RunningScale() if config.normalize_rewards else None,
+        sharded=config.shard,
     )
 
 
@@ -234,37 +166,25 @@ def name_given(config: TrainConfig, reward: Any, pipe: Any) -> TrainConfig:
     return dataclasses.replace(config, **changes) if changes else config
 
 
-def reward_name(reward: Any) -> str:
-    """An expression as it is; of anything else that `load_reward` takes, its functions' names."""
-    return reward if isinstance(reward, str) else ", ".join(load_reward(reward).functions)
-
-
-def make_accelerator(config: TrainConfig, pipe: Any = None) -> tuple[Accelerator, torch.device]:
+def open_processes(config: TrainConfig, pipe: Any) -> tuple[Accelerator, torch.device]:
     """Accelerate's processes, accumulation and loss scaling; the device is ours to choose.
 
     Raises ValueError where the batch cannot be split over the processes and forward passes.
     """
-    check_services(config)
     device = torch_device(own_device(config.device))
     precision = torch_dtype(config.dtype) or default_dtype(config.model, device)
     if pipe is not None:
         device, precision = denoiser_module(pipe).device, denoiser_module(pipe).dtype
     scaled = precision == torch.float16 and device.type == "cuda"
-    accelerator = open_accelerator(
-        cpu=device.type == "cpu",
-        device_placement=False,
+    accelerator = make_accelerator(
+        config,
+        device,
         # For the gradient scaler alone: parts run in the precision they were loaded in.
-        mixed_precision="fp16" if scaled else "no",
+        "fp16" if scaled else "no",
+        device_placement=False,
         kwargs_handlers=[AutocastKwargs(enabled=False)],
-        log_with=None if config.tracker == "none" else config.tracker,
-        project_dir="runs",  # until the run's folder is made
     )
-    count = accelerator.num_processes
-    if config.batch_size % count:
-        raise ValueError(
-            f"batch_size is {config.batch_size}; it must be a multiple of the {count} processes"
-        )
-    share = config.batch_size // count
+    share = config.batch_size // accelerator.num_processes
     micro = min(config.micro_batch_size or share, share)
     if share % micro:
         raise ValueError(
@@ -276,7 +196,7 @@ def make_accelerator(config: TrainConfig, pipe: Any = None) -> tuple[Accelerator
             f"group_size, which is {config.group_size}"
         )
     accelerator.gradient_accumulation_steps = share // micro
-    return accelerator, accelerator.device if count > 1 else device
+    return accelerator, accelerator.device if accelerator.num_processes > 1 else device
 
 
 def trained_reward(config: TrainConfig, device: Any = "cpu", reward: Any = None) -> Any:
