@@ -57,9 +57,9 @@ def test_live_bytes_are_those_of_tensors_that_live():
 def test_the_estimate_is_the_peak_of_a_real_update(tmp_path):
     """On the CPU, where real tensors can be counted as the estimate counts meta ones."""
     session = small_session(tmp_path, dtype=torch.float32, steps=1, grad_window="1")
-    session.embed(session.prompts.prompts)
+    session.sampler.embed(session.prompts.prompts)
     with LiveBytes() as counted:
-        session.whole(batch_loss, session, 0, range(2)).loss.backward()
+        session.model(session, 0, range(2)).loss.backward()
     needs = Needs(session.config, pipe=build("sd"))
     parts = needs.estimate(session.config).parts
     gradients = sum(p.numel() for p in session.parameters) * 4
@@ -69,7 +69,7 @@ def test_the_estimate_is_the_peak_of_a_real_update(tmp_path):
 def measured(folder, steps, **changes):
     """Bytes of a real update beside the weights: what the loss's graph holds, and the peak."""
     session = small_session(folder / str(steps), num_inference_steps=steps, **changes)
-    session.embed(session.prompts.prompts)
+    session.sampler.embed(session.prompts.prompts)
     with LiveBytes() as counted:
         loss = batch_loss(session, 0, [0]).loss
         held = counted.live
@@ -130,16 +130,16 @@ def test_cached_tiled_and_recomputed_training_is_the_same(tmp_path):
     for name, changes in (("plain", {}), ("small", ALL_SAVINGS)):
         session = small_session(tmp_path / name, checkpointing=False, **changes)
         if changes:
-            session.embed.keep(session.prompts.prompts)
+            session.sampler.embed.keep(session.prompts.prompts)
             assert session.pipe.text_encoder is None
             assert session.pipe.vae.use_slicing
             assert session.pipe.unet.is_gradient_checkpointing
-        loss = session.whole(batch_loss, session, 0, range(2)).loss
+        loss = session.model(session, 0, range(2)).loss
         results.append([loss, *torch.autograd.grad(loss, session.parameters)])
     for plain, small in zip(*results, strict=True):
         torch.testing.assert_close(small, plain, atol=1e-10, rtol=1e-8)
     with pytest.raises(ValueError, match=r"'new' was not encoded before the text encoders went"):
-        session.embed(["new"])
+        session.sampler.embed(["new"])
 
 
 def test_a_run_with_cached_embeddings(tmp_path):

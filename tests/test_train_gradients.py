@@ -27,12 +27,14 @@ class Meaning:
         c, self.pipe, self.session = session.config, session.pipe, session
         rows = draw_prompts(len(session.prompts), seed=c.seed, update=update, indices=INDICES)
         self.prompts = [session.prompts.prompts[row] for row in rows]
-        self.draw = draw_window(session.window, STEPS, seed=c.seed, update=update, indices=INDICES)
+        self.draw = draw_window(
+            session.sampler.window, STEPS, seed=c.seed, update=update, indices=INDICES
+        )
         self.denoise = make_denoiser(
             self.pipe,
             None,
             guidance_scale=c.guidance_scale,
-            prompt_embeds=session.embed(self.prompts),
+            prompt_embeds=session.sampler.embed(self.prompts),
         )
         self.scheduler = self.pipe.scheduler
         self.scheduler.set_timesteps(STEPS)
@@ -188,8 +190,8 @@ def test_detaching_the_unconditional_branch_cuts_that_one_alone(tmp_path):
 
     def loss_and_slopes(name, detach):
         session = small_session(tmp_path / name, grad_window="1", detach_uncond=detach)
-        embeds = session.embed(session.prompts.prompts[: len(INDICES)])
-        session.embed = lambda prompts: embeds
+        embeds = session.sampler.embed(session.prompts.prompts[: len(INDICES)])
+        session.sampler.embed = lambda prompts: embeds
         both = [embeds[key].requires_grad_() for key in ("prompt_embeds", "negative_prompt_embeds")]
         loss = batch_loss(session, 0, INDICES).loss
         return loss.detach(), *torch.autograd.grad(loss, both, allow_unused=True)

@@ -9,21 +9,21 @@ import pytest
 import tiny
 import torch
 from tiny import build
-from train_helpers import run, small_config, small_session, weights
+from train_helpers import run, small_config, small_session, updates_of, weights
 
 from align.alignprop.embeddings import Embeddings
-from align.alignprop.update import batch_loss, saved_on_cpu, train_step
+from align.alignprop.update import batch_loss, saved_on_cpu
 from align.models.lora import trained_parameters
 
 
 def updates(folder, count=1, **changes):
     """Updates of a small session: their records, the gradients that the optimizer was given and
     the weights in the end."""
-    session, gradients = small_session(folder, **changes), []
+    session, gradients = small_session(folder, steps=count, **changes), []
     session.optimizer.optimizer.register_step_pre_hook(
         lambda *_: gradients.append(torch.cat([p.grad.flatten() for p in session.parameters]))
     )
-    records = [train_step(session, number) for number in range(count)]
+    records = updates_of(session)
     assert len(gradients) == count
     return records, gradients, weights(session.pipe)
 

@@ -65,7 +65,7 @@ def test_gradient_and_value_by_their_definition(tmp_path, prediction_type):
     indices = range(8)
     rows = draw_prompts(len(session.prompts), seed=c.seed, update=5, indices=[0, 1])
     prompts = [session.prompts.prompts[row] for row in rows for _ in range(4)]
-    embeds = session.embed(prompts)
+    embeds = session.sampler.embed(prompts)
     seeds = [image_seed("noise", c.seed, 5, i) for i in indices]
     with torch.no_grad():
         latents = sample(

@@ -8,11 +8,19 @@ import pytest
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
 from tiny import build
-from train_helpers import brightness, randomize, run, small_config, small_session, weights
+from train_helpers import (
+    brightness,
+    randomize,
+    run,
+    small_config,
+    small_session,
+    updates_of,
+    weights,
+)
 
-from align.alignprop.preferences import loss_of, preference_loss
-from align.alignprop.session import open_session
-from align.alignprop.update import batch_loss, train_step
+from align.alignprop.preferences import preference_loss
+from align.alignprop.session import LOSSES, open_session
+from align.alignprop.update import batch_loss
 from align.models.lora import add_lora, load_lora, save_lora
 from align.rewards import load_reward
 from align.training.optimizer import SKIPS
@@ -40,11 +48,10 @@ def test_a_gradient_that_is_never_a_number_ends_a_run_with_a_scaler(tmp_path):
         tmp_path, lambda x, p: nan_gradient(brightness(x, p)), num_inference_steps=1,
         lr_schedule="linear", steps=100, ema_decay=0.5,
     )  # fmt: skip
-    before = weights(session.pipe)
-    records = [train_step(session, update) for update in range(SKIPS - 1)]
+    before, rates = weights(session.pipe), set()
     with pytest.raises(Diverged, match=rf"norm is nan, at every scale of {SKIPS} updates in a row"):
-        train_step(session, SKIPS - 1)
-    rates = {record["lr"] for record in records}
+        updates_of(session, lambda record: rates.add(record["lr"]))
+    assert session.done == SKIPS - 1
     assert rates == {session.config.learning_rate}  # the schedule has not gone on
     assert session.ema.optimization_step == 0
     assert torch.equal(weights(session.pipe), before)
@@ -58,13 +65,11 @@ def test_a_skipped_step_is_no_step(tmp_path):
         scores = brightness(images, prompts)
         return nan_gradient(scores) if calls[-1] == 1 else scores
 
-    settings = {"num_inference_steps": 1, "lr_schedule": "linear", "steps": 4, "ema_decay": 0.5}
-    session = scaled_session(tmp_path, reward, **settings)
-    records, seen = [], []
-    for update in range(3):
-        records.append(train_step(session, update))
-        seen.append(weights(session.pipe))
-    assert [r["lr"] / session.config.learning_rate for r in records] == [1.0, 0.75, 0.75]
+    settings = {"num_inference_steps": 1, "lr_schedule": "linear", "steps": 3, "ema_decay": 0.5}
+    session, seen = scaled_session(tmp_path, reward, **settings), []
+    records = updates_of(session, lambda record: seen.append(weights(session.pipe)))
+    rates = [record["lr"] / session.config.learning_rate for record in records]
+    assert rates == pytest.approx([1.0, 2 / 3, 2 / 3])
     assert torch.equal(seen[0], seen[1])
     assert not torch.equal(seen[1], seen[2])
     assert math.isnan(records[1]["grad_norm"])
@@ -88,12 +93,12 @@ def test_the_callers_generators_go_on_as_if_nothing_had_been(tmp_path):
     seed()
     config = small_config(tmp_path, steps=1)
     session = open_session(config, reward=noisy, pipe=pipe)
-    first = train_step(session, 0)["reward"]
+    first = updates_of(session)[0]["reward"]
     assert draws() == expected
     torch.manual_seed(99)  # and the update does not depend on them
     config = small_config(tmp_path, steps=1, overwrite=True)
     again = open_session(config, reward=noisy, pipe=other)
-    assert train_step(again, 0)["reward"] == first
+    assert updates_of(again)[0]["reward"] == first
 
 
 def with_lora(folder):
@@ -113,12 +118,12 @@ def test_the_reference_keeps_the_lora_that_the_pipeline_had(tmp_path, changes):
     pipe = build("sd").to(torch.float64)
     load_lora(pipe, start)
     session = open_session(small_config(tmp_path, **changes), reward=brightness, pipe=pipe)
-    part = loss_of(session.config)(session, 0, range(session.config.batch_size))
+    part = LOSSES[session.config.method](session, 0, range(session.config.batch_size))
     assert part.kl == 0
     if "method" in changes:
         assert part.loss.item() == pytest.approx(math.log(2), abs=1e-12)
     randomize(pipe)
-    assert loss_of(session.config)(session, 0, range(session.config.batch_size)).kl > 0
+    assert LOSSES[session.config.method](session, 0, range(session.config.batch_size)).kl > 0
 
 
 def test_the_reference_of_a_lora_that_is_trained_further_is_the_model_without_it(tmp_path):

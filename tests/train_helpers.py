@@ -5,8 +5,10 @@ from tiny import build
 
 from align.alignprop.session import open_session
 from align.alignprop.train import train
+from align.alignprop.update import figures, losses
 from align.config.train import TrainConfig
 from align.models.lora import trained_parameters
+from align.training.loop import fit
 
 SMALL = {
     "model": "tiny",
@@ -49,6 +51,13 @@ def small_session(folder, dtype=torch.float64, reward=brightness, **changes):
     session = open_session(small_config(folder, **changes), reward=reward, pipe=pipe)
     randomize(pipe)
     return session
+
+
+def updates_of(session, each=lambda record: None):
+    """The records of all updates that are left, after each of which `each(record)` is called."""
+    records = []
+    fit(session, losses, figures, on_step=lambda record: records.append(record) or each(record))
+    return records
 
 
 def randomize(pipe) -> None:

@@ -10,13 +10,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from align.alignprop.session import Session
 from align.diffusion.denoisers import Denoiser, family_of
 from align.diffusion.forward_process import prediction_kind
 from align.diffusion.pixels import decode
 from align.diffusion.sample import make_noise, prepare_scheduler, sample
 from align.language.prompts import draw_prompts
 from align.models.lora import lora_merged
+from align.training.runs import Run
 from align.training.seeding import image_seed
 
 
@@ -34,14 +34,14 @@ class Drawn:
 
 
 @torch.no_grad()
-def draw_groups(session: Session, update: int, indices: Sequence[int]) -> Drawn:
+def draw_groups(run: Run, update: int, indices: Sequence[int]) -> Drawn:
     """The images of an update with these global indices by the present model: whole groups."""
-    c, pipe = session.config, session.pipe
+    c, pipe = run.config, run.pipe
     groups = [index // c.group_size for index in indices[:: c.group_size]]
-    rows = draw_prompts(len(session.prompts), seed=c.seed, update=update, indices=groups)
+    rows = draw_prompts(len(run.prompts), seed=c.seed, update=update, indices=groups)
     rows = [row for row in rows for _ in range(c.group_size)]
-    prompts = [session.prompts.prompts[row] for row in rows]
-    embeds = session.embed(prompts)
+    prompts = [run.prompts.prompts[row] for row in rows]
+    embeds = run.sampler.embed(prompts)
 
     def generators(purpose: str) -> list[torch.Generator]:
         seeds = [image_seed(purpose, c.seed, update, index) for index in indices]
@@ -51,28 +51,28 @@ def draw_groups(session: Session, update: int, indices: Sequence[int]) -> Drawn:
     # Sharded weights cannot be added to.
     with nullcontext() if c.shard else lora_merged(pipe):
         latents = sample(
-            session.denoiser(embeds),
+            run.sampler.denoiser(embeds),
             pipe.scheduler,
             make_noise(pipe, seeds, c.height, c.width),
             num_inference_steps=c.num_inference_steps,
             eta=c.eta,
             generator=generators("eta"),
         )
-    metadata = [session.prompts.metadata[row] for row in rows]
+    metadata = [run.prompts.metadata[row] for row in rows]
     return Drawn(latents, decode(pipe, latents), prompts, metadata, embeds, groups)
 
 
-def learning_denoiser(session: Session, embeds: dict[str, Tensor]) -> Denoiser:
+def learning_denoiser(run: Run, embeds: dict[str, Tensor]) -> Denoiser:
     """The denoiser that is trained. A guidance that is the model's input (FLUX, LCM) stays that of
     the images; one that mixes two outputs is no part of the model."""
-    c = session.config
-    mixed = family_of(session.pipe).is_guided(session.pipe, c.guidance_scale)
+    c = run.config
+    mixed = family_of(run.pipe).is_guided(run.pipe, c.guidance_scale)
     scale = 1.0 if mixed else c.guidance_scale
-    return session.denoiser(embeds, guidance_scale=scale, checkpointing=c.checkpointing)
+    return run.sampler.denoiser(embeds, guidance_scale=scale, checkpointing=c.checkpointing)
 
 
 def group_noises(
-    session: Session,
+    run: Run,
     denoise: Denoiser,
     update: int,
     groups: Sequence[int],
@@ -84,7 +84,7 @@ def group_noises(
     One timestep lies in each of `pair_timesteps` equal parts of the training schedule; for flow
     matching of those timesteps that the sampler visits, whose shift belongs to the model.
     """
-    c, scheduler = session.config, session.pipe.scheduler
+    c, scheduler = run.config, run.pipe.scheduler
     if prediction_kind(scheduler) == "flow":
         _, known = prepare_scheduler(denoise, scheduler, c.num_inference_steps, like.device)
         known = known.cpu().float()

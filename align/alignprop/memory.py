@@ -97,7 +97,7 @@ def savings(pipe: Any, config: TrainConfig) -> Iterator[dict[str, Any]]:
     yield {"checkpointing": True}
     yield {"cache_embeddings": True}
     micro = config.micro_batch_size or config.batch_size
-    least = config.group_size if config.method == "dpo" else 1
+    least = config.group_size if config.compares else 1
     while micro > least:
         micro = micro // 2 if micro % (2 * least) == 0 else least
         yield {"micro_batch_size": micro}
@@ -112,7 +112,7 @@ def savings(pipe: Any, config: TrainConfig) -> Iterator[dict[str, Any]]:
     if config.method == "alignprop":
         yield {"detach_uncond": True}
         yield {"grad_window": "1"}
-    timesteps = config.pair_timesteps if config.method == "dpo" else 1
+    timesteps = 1 if config.method == "alignprop" else config.pair_timesteps
     while timesteps > 1:
         timesteps //= 2
         yield {"pair_timesteps": timesteps}
@@ -175,6 +175,11 @@ class Needs:
         if config.method == "dpo":  # one unguided pass over both images of every pair
             kept, drawn = 1, micro
             micro = micro // config.group_size * compared_images(config)
+            if config.pairs:
+                drawn, micro = 0, 2 * micro
+        elif config.method != "alignprop":  # an unguided pass over the images a timestep
+            kept = 1 if config.checkpointing else config.pair_timesteps
+            drawn = micro if config.method == "nft" else 0
         peak = self.activations(
             micro,
             size,

@@ -12,14 +12,14 @@ does not depend on how it is split into forward passes.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from align.alignprop.drawn import draw_groups, group_noises, learning_denoiser
-from align.alignprop.session import Session
-from align.alignprop.update import BatchLoss, image_terms
+from align.alignprop.drawn import Drawn, draw_groups, group_noises, learning_denoiser
+from align.alignprop.update import BatchLoss, image_terms, running_spread
 from align.alignprop.windows import Draw
 from align.diffusion.forward_process import (
     coefficients,
@@ -30,6 +30,8 @@ from align.diffusion.forward_process import (
     target,
 )
 from align.models.lora import lora_disabled
+from align.training.runs import Run
+from align.training.seeding import image_seed, seeded
 
 LIMIT = 5.0  # of an advantage, either way
 SMALL = 1e-4  # added to a deviation
@@ -75,24 +77,23 @@ def nft_loss(
     return LIMIT * (r * error(good, right, weight) + (1 - r) * error(bad, right, weight)) / beta
 
 
-def forward_loss(session: Session, update: int, indices: Sequence[int]) -> BatchLoss:
+def forward_loss(run: Run, update: int, indices: Sequence[int]) -> BatchLoss:
     """The loss on images of an update with these global indices: whole groups of one prompt each.
 
     At each of `pair_timesteps` timesteps, one in each part of the schedule, one denoiser call.
     Raises Diverged where a score or an image is not finite.
     """
-    c, pipe = session.config, session.pipe
-    with session.old() if session.old else nullcontext():
-        drawn = draw_groups(session, update, indices)
-    terms = image_terms(session, drawn.images, drawn.prompts, drawn.metadata)
-    scores = session.reward.combine(session.scale(terms) if session.scale else terms)
-    scale = {"mean": 1 / MEAN_SCALE, "group": None, "running": session.spread}[c.advantage]
-    advantage = advantages(scores, c.group_size, scale)
+    c, pipe = run.config, run.pipe
+    drawn = old_images(run, update, indices)
+    terms = image_terms(run, drawn.images, drawn.prompts, drawn.metadata)
+    scores = run.reward.combine(run.scale(terms) if run.scale else terms)
+    scales = {"mean": 1 / MEAN_SCALE, "group": None, "running": run.course.get("spread")}
+    advantage = advantages(scores, c.group_size, scales[c.advantage])
     kind = prediction_kind(pipe.scheduler)
     assert kind is not None  # checked before the run
-    denoise = learning_denoiser(session, drawn.embeds)
+    denoise = learning_denoiser(run, drawn.embeds)
     clean = drawn.latents * denoise.latent_scale
-    noises, timesteps = group_noises(session, denoise, update, drawn.groups, clean[:1])
+    noises, timesteps = group_noises(run, denoise, update, drawn.groups, clean[:1])
     losses, distances, moved = [], [], []
     for n in range(c.pair_timesteps):  # one of each group's at a time, which bounds the memory
         noise = noises[n :: c.pair_timesteps].repeat_interleave(c.group_size, 0)
@@ -102,8 +103,8 @@ def forward_loss(session: Session, update: int, indices: Sequence[int]) -> Batch
         output = denoise(noised, timestep).float()
         old = output.detach()
         with torch.no_grad():
-            if session.old:
-                with session.old():
+            if run.sampler.old:
+                with run.sampler.old():
                     old = denoise(noised, timestep).float()
             if c.kl_weight:
                 with lora_disabled(pipe):
@@ -121,10 +122,9 @@ def forward_loss(session: Session, update: int, indices: Sequence[int]) -> Batch
     return BatchLoss(
         loss=loss if kl is None else loss + c.kl_weight * kl,
         terms=terms,
-        scores=session.reward.combine(terms),
+        scores=run.reward.combine(terms),
         draw=Draw("nft", ()),
         kl=None if kl is None else kl.detach(),
-        image_gradients={},
         figures={
             "clipped": (advantage.abs() >= LIMIT).float().mean(),
             "moved": torch.stack(moved).mean(),
@@ -132,6 +132,28 @@ def forward_loss(session: Session, update: int, indices: Sequence[int]) -> Batch
             "brightness": drawn.images.mean(),
         },
     )
+
+
+def old_images(run: Run, update: int, indices: Sequence[int]) -> Drawn:
+    """The images of an update, by the old policy where one is kept."""
+    with run.sampler.old() if run.sampler.old else nullcontext():
+        return draw_groups(run, update, indices)
+
+
+def first_spread(run: Run) -> float:
+    """The deviation of scores from their group's mean over the first update's images, which are
+    drawn once more then: what the first advantages are divided by, however a batch is split."""
+    c, accelerator = run.config, run.accelerator
+    share = c.batch_size // accelerator.num_processes
+    first, scores = accelerator.process_index * share, []
+    for start in range(first, first + share, share // accelerator.gradient_accumulation_steps):
+        size = share // accelerator.gradient_accumulation_steps
+        drawn = old_images(run, 0, range(start, start + size))
+        with seeded(image_seed("update", c.seed, 0, accelerator.process_index)):
+            terms = image_terms(run, drawn.images, drawn.prompts, drawn.metadata)
+        scores.append(run.reward.combine(run.scale(terms) if run.scale else terms))
+    gather: Any = accelerator.gather
+    return running_spread(None, gather(torch.cat(scores)), c.group_size)
 
 
 class OldPolicy:

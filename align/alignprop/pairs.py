@@ -1,5 +1,5 @@
 """Training on pictures of one's own: pairs of a chosen and a rejected one (Diffusion-DPO, arXiv
-2311.12908), or the chosen ones alone (`sft`: plain denoising, the control of every other method)."""
+2311.12908), or the chosen ones alone (`sft`: plain denoising, every other method's control)."""
 
 import random
 from collections.abc import Sequence
@@ -42,9 +42,7 @@ def prompts_of(pairs: Sequence[Pair]) -> PromptSet:
     return PromptSet("pairs", [pair.prompt for pair in pairs], [{} for _ in pairs])
 
 
-def bucket_size(
-    size: tuple[int, int], own: tuple[int, int], unit: int
-) -> tuple[int, int]:
+def bucket_size(size: tuple[int, int], own: tuple[int, int], unit: int) -> tuple[int, int]:
     """(height, width) nearest in shape to a picture of `size`, at most as large as the model's
     `own` in area, the sides multiples of an eighth of its side and of `unit`."""
     area = own[0] * own[1]

@@ -1,7 +1,7 @@
 """Diffusion-DPO (Wallace et al. 2023, arXiv 2311.12908) on the model's own images, ranked by a
 reward: no gradient of the reward, and none through the sampler."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -9,57 +9,50 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from align.alignprop.drawn import draw_groups, group_noises, learning_denoiser
-from align.alignprop.session import Session
-from align.alignprop.update import BatchLoss, batch_loss, image_terms
+from align.alignprop.update import BatchLoss, image_terms
 from align.alignprop.windows import Draw
-from align.config.train import TrainConfig
 from align.diffusion.denoisers import Denoiser
 from align.diffusion.forward_process import coefficients, corrupt, prediction_kind, target
 from align.models.lora import lora_disabled
+from align.training.runs import Run
 
 
-def loss_of(config: TrainConfig) -> Callable[[Session, int, Sequence[int]], BatchLoss]:
-    """The loss of the run's method."""
-    return preference_loss if config.method == "dpo" else batch_loss
-
-
-def preference_loss(session: Session, update: int, indices: Sequence[int]) -> BatchLoss:
+def preference_loss(run: Run, update: int, indices: Sequence[int]) -> BatchLoss:
     """The loss on images of an update with these global indices: whole groups of one prompt each.
 
     In every group the best quarter by the reward is preferred to the worst, pair by pair, at
     `pair_timesteps` timesteps spread over the schedule; both of a pair get the same noise.
     Raises Diverged where a score or an image is not finite.
     """
-    c = session.config
-    drawn = draw_groups(session, update, indices)
-    terms = image_terms(session, drawn.images, drawn.prompts, drawn.metadata)
-    scores = session.reward.combine(session.scale(terms) if session.scale else terms)
+    c = run.config
+    drawn = draw_groups(run, update, indices)
+    terms = image_terms(run, drawn.images, drawn.prompts, drawn.metadata)
+    scores = run.reward.combine(run.scale(terms) if run.scale else terms)
     best, worst = ranked_pairs(scores, c.group_size)
     repeats = c.pair_timesteps
     differs = (scores[best] > scores[worst]).repeat_interleave(repeats)
     both = torch.cat([best, worst])
     embeds = {k: v[both].repeat_interleave(repeats, 0) for k, v in drawn.embeds.items()}
-    denoise = learning_denoiser(session, embeds)
+    denoise = learning_denoiser(run, embeds)
     pairs_a_group = len(best) // len(drawn.groups)
     noise, timesteps = group_noises(
-        session, denoise, update, drawn.groups, drawn.latents[:1], pairs_a_group
+        run, denoise, update, drawn.groups, drawn.latents[:1], pairs_a_group
     )
-    gains, distance = _gains(
-        session,
+    better, distance = gains(
+        run,
         denoise,
         drawn.latents[both].repeat_interleave(repeats, 0),
         noise.repeat(2, 1, 1, 1),
         timesteps.repeat(2),
     )
-    won, lost = gains.chunk(2)
+    won, lost = better.chunk(2)
     loss = (diffusion_dpo_loss(won, lost, c.beta) * differs).mean()
     return BatchLoss(
         loss=loss + c.kl_weight * distance,
         terms=terms,
-        scores=session.reward.combine(terms),
+        scores=run.reward.combine(terms),
         draw=Draw("dpo", ()),
         kl=distance.detach(),
-        image_gradients={},
     )
 
 
@@ -87,8 +80,8 @@ def diffusion_dpo_loss(
     return -F.logsigmoid(beta * (won - lost))
 
 
-def _gains(
-    session: Session,
+def gains(
+    run: Run,
     denoise: Denoiser,
     latents: Float[Tensor, "n c h w"],
     noise: Float[Tensor, "n c h w"],
@@ -96,7 +89,7 @@ def _gains(
 ) -> tuple[Float[Tensor, " n"], Float[Tensor, ""]]:
     """By how much the model's error at the noised latents is below the base's, and the mean
     squared distance of the two predictions."""
-    pipe, clean = session.pipe, latents * denoise.latent_scale
+    pipe, clean = run.pipe, latents * denoise.latent_scale
     kind = prediction_kind(pipe.scheduler)
     assert kind is not None  # checked before the run
     a, s = coefficients(pipe.scheduler, timesteps)

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from align.alignprop.memory import plan
-from align.alignprop.preferences import loss_of
-from align.alignprop.session import Session, open_session, trained_reward
-from align.alignprop.update import train_step
+from align.alignprop.session import open_session, trained_reward
+from align.alignprop.update import figures, losses
 from align.config.train import TrainConfig
 from align.diffusion.denoisers import denoiser_module
 from align.diffusion.pixels import decode
@@ -22,7 +21,9 @@ from align.diffusion.sample import generate, make_noise, sample, step_arguments
 from align.diffusion.schedules import check_schedule
 from align.models.lora import remove_lora
 from align.models.processes import end_training
+from align.training.loop import fit
 from align.training.pictures import score_pictures
+from align.training.runs import Run
 from align.training.stopping import clear_memory_errors
 
 PARITY = 1e-4  # of pixels in [0, 1]; half precision is allowed more
@@ -52,24 +53,24 @@ def self_check(config: TrainConfig, *, reward: Any = None, pipe: Any = None) -> 
     with tempfile.TemporaryDirectory() as folder, clear_memory_errors():
         config = dataclasses.replace(config, out=folder, tracker="none", resume=None)
         scheduler = pipe.scheduler if pipe is not None else None
-        session = open_session(config, reward=reward, pipe=pipe)
-        encoders = {n: part for n, part in session.pipe.components.items() if "encoder" in n}
+        run = open_session(config, reward=reward, pipe=pipe)
+        encoders = {n: part for n, part in run.pipe.components.items() if "encoder" in n}
         try:
-            findings = [_parity(session)]
+            findings = [_parity(run)]
             if config.cache_embeddings:
-                session.embed.keep(session.prompts.prompts)
-            if session.scale is not None:
-                session.scale.update(score_pictures(session, None))
+                run.sampler.embed.keep(run.prompts.prompts)
+            if run.scale is not None:
+                run.scale.update(score_pictures(run, None))
             if config.method == "alignprop":  # dpo takes no gradient of the reward
-                findings.append(_gradient(session))
-            return [*findings, _memory(session)]
+                findings.append(_gradient(run))
+            return [*findings, _memory(run)]
         finally:
             for name, part in encoders.items():
-                setattr(session.pipe, name, part)
+                setattr(run.pipe, name, part)
             if scheduler is not None:
-                session.pipe.scheduler = scheduler
-            remove_lora(session.pipe)
-            end_training(session.accelerator)
+                run.pipe.scheduler = scheduler
+            remove_lora(run.pipe)
+            end_training(run.accelerator)
 
 
 def findings_text(findings: list[Finding]) -> str:
@@ -78,83 +79,83 @@ def findings_text(findings: list[Finding]) -> str:
 
 
 @torch.no_grad()
-def _parity(session: Session) -> Finding:
-    c, pipe = session.config, session.pipe
-    prompts = session.prompts.prompts[:1]
-    run: dict[str, Any] = {
+def _parity(run: Run) -> Finding:
+    c, pipe = run.config, run.pipe
+    prompts = run.prompts.prompts[:1]
+    settings: dict[str, Any] = {
         "num_inference_steps": c.num_inference_steps,
         "guidance_scale": c.guidance_scale,
         "height": c.height,
         "width": c.width,
     }
     extra: dict[str, Any] = {"negative_prompts": c.negative_prompt, "eta": c.eta}
-    ours = generate(pipe, prompts, generator=_generators(session), **extra, **run)
+    ours = generate(pipe, prompts, generator=_generators(run), **extra, **settings)
     # What only some families' pipelines take; ours never changes a size that was asked for.
     takes = inspect.signature(type(pipe).__call__).parameters
     some = {"negative_prompt": c.negative_prompt, "use_resolution_binning": False}
     some |= step_arguments(pipe.scheduler, c.eta, None)  # none of eta where it does not take it
-    run |= {name: value for name, value in some.items() if name in takes and value is not None}
+    settings |= {name: value for name, value in some.items() if name in takes and value is not None}
     if "intermediate_timesteps" in takes and c.num_inference_steps != 2:
-        run["intermediate_timesteps"] = None  # SANA-Sprint's default is for two steps alone
-    own = pipe(prompts, generator=_generators(session), output_type="pt", **run).images
+        settings["intermediate_timesteps"] = None  # SANA-Sprint's default is for two steps alone
+    own = pipe(prompts, generator=_generators(run), output_type="pt", **settings).images
     gap = (ours.float() - own.float()).abs().max().item()
-    bound = PARITY_HALF if _is_half(session) else PARITY
+    bound = PARITY_HALF if _is_half(run) else PARITY
     text = f"largest difference from {type(pipe).__name__}'s own image {gap:.2g} (<= {bound:g})"
     return Finding("parity", gap <= bound, text)
 
 
-def _generators(session: Session) -> list[torch.Generator]:
-    return [torch.Generator().manual_seed(session.config.seed)]
+def _generators(run: Run) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(run.config.seed)]
 
 
-def _is_half(session: Session) -> bool:
+def _is_half(run: Run) -> bool:
     """Whether a part of the way to the image computes in half precision."""
     half = (torch.float16, torch.bfloat16)
-    return session.pipe.vae.dtype in half or denoiser_module(session.pipe).dtype in half
+    return run.pipe.vae.dtype in half or denoiser_module(run.pipe).dtype in half
 
 
-def _gradient(session: Session) -> Finding:
+def _gradient(run: Run) -> Finding:
     """The slope of the reward along its own gradient, for the last step of one image."""
-    c, pipe = session.config, session.pipe
-    prompts, metadata = session.prompts.prompts[:1], session.prompts.metadata[:1]
-    denoise = session.denoiser(session.embed(prompts), checkpointing=c.checkpointing)
-    run: dict[str, Any] = {"num_inference_steps": c.num_inference_steps, "eta": c.eta}
+    c, pipe = run.config, run.pipe
+    prompts, metadata = run.prompts.prompts[:1], run.prompts.metadata[:1]
+    denoise = run.sampler.denoiser(run.sampler.embed(prompts), checkpointing=c.checkpointing)
+    settings: dict[str, Any] = {"num_inference_steps": c.num_inference_steps, "eta": c.eta}
     steps = check_schedule(pipe, c.num_inference_steps, c.eta, c.height, c.width)
     last = steps.index(c.num_inference_steps - 1)
     with torch.no_grad():
         noise = make_noise(pipe, [c.seed], c.height, c.width)
-        run["generator"] = _generators(session)
-        before = sample(denoise, pipe.scheduler, noise, stop=last, **run)
+        settings["generator"] = _generators(run)
+        before = sample(denoise, pipe.scheduler, noise, stop=last, **settings)
 
     def loss() -> Tensor:
-        run["generator"] = _generators(session)  # the same draws whenever the step is made
-        latents = sample(denoise, pipe.scheduler, before, start=last, grad_steps=1, **run)
-        return -session.reward(decode(pipe, latents), prompts, metadata).sum()
+        settings["generator"] = _generators(run)  # the same draws whenever the step is made
+        latents = sample(denoise, pipe.scheduler, before, start=last, grad_steps=1, **settings)
+        return -run.reward(decode(pipe, latents), prompts, metadata).sum()
 
-    gradients = torch.autograd.grad(loss(), session.parameters)
+    gradients = torch.autograd.grad(loss(), run.parameters)
     norm = torch.stack([g.cpu().double().square().sum() for g in gradients]).sum().sqrt().item()
     if norm == 0:
         return Finding("gradient", False, "it is zero: the reward does not change with the image")
     errors = []
     for width in WIDTHS:  # the best one: rounding spoils small steps, curvature large
-        slope = (_moved(session, loss, gradients, width / norm)
-                 - _moved(session, loss, gradients, -width / norm)) / (2 * width)  # fmt: skip
+        slope = (_moved(run, loss, gradients, width / norm)
+                 - _moved(run, loss, gradients, -width / norm)) / (2 * width)  # fmt: skip
         errors.append(abs(slope - norm) / norm)
     text = f"norm {norm:.3g}, {min(errors):.2%} off finite differences (<= {GRADIENT:.0%})"
-    if min(errors) > GRADIENT and _is_half(session):
+    if min(errors) > GRADIENT and _is_half(run):
         text = f"norm {norm:.3g}; half precision is too coarse to check it: try --dtype float32"
         return Finding("gradient", True, text)
     return Finding("gradient", min(errors) <= GRADIENT, text)
 
 
 @torch.no_grad()
-def _moved(session: Session, loss: Any, gradients: Any, factor: float) -> float:
+def _moved(run: Run, loss: Any, gradients: Any, factor: float) -> float:
     """The loss with the weights moved along the gradient; they are put back."""
-    kept = [p.detach().clone() for p in session.parameters]
-    for p, g in zip(session.parameters, gradients, strict=True):
+    kept = [p.detach().clone() for p in run.parameters]
+    for p, g in zip(run.parameters, gradients, strict=True):
         p.add_(g.to(p.dtype), alpha=factor)
     value = loss().cpu().double().item()
-    for p, old in zip(session.parameters, kept, strict=True):
+    for p, old in zip(run.parameters, kept, strict=True):
         p.copy_(old)
     return value
 
@@ -169,12 +170,14 @@ def _peak_of_process() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _memory(session: Session) -> Finding:
-    c, cuda = session.config, session.device.type == "cuda"
+def _memory(run: Run) -> Finding:
+    c, device, records = run.config, run.parameters[0].device, []
+    cuda = device.type == "cuda"
     if cuda:
-        torch.cuda.reset_peak_memory_stats(session.device)
-    record = train_step(session, 0, loss_of=loss_of(c))
-    peak = torch.cuda.max_memory_allocated(session.device) if cuda else _peak_of_process()
+        torch.cuda.reset_peak_memory_stats(device)
+    fit(run, losses, figures, on_step=lambda record: records.append(record) or True)
+    (record,) = records
+    peak = torch.cuda.max_memory_allocated(device) if cuda else _peak_of_process()
     minutes = record["seconds"] * c.steps / 60
     text = (
         f"one update of {c.batch_size} images ({record['window']}) peaks at {peak / 2**30:.2f} GiB "

@@ -1,121 +1,66 @@
-"""All that a training run holds: the pipeline with its LoRA, reward, prompts, optimizer."""
+"""How a run of a diffusion model opens: the pipeline with its LoRA, reward, prompts, optimizer."""
 
 import dataclasses
 import importlib.util
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import AutocastKwargs, broadcast_object_list
-from diffusers.optimization import get_scheduler
+from accelerate.utils import AutocastKwargs
 from diffusers.training_utils import EMAModel
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from align.alignprop.embeddings import Embeddings
 from align.alignprop.frozen import prepare_pipeline, shard_frozen
+from align.alignprop.nft import OldPolicy, forward_loss
+from align.alignprop.pairs import Bucket, chosen_loss, encode_pairs, pairs_loss, prompts_of
+from align.alignprop.preferences import preference_loss
 from align.alignprop.rollout import check_window
+from align.alignprop.update import LossModule, batch_loss
 from align.config.train import TrainConfig
 from align.config.windows import Window, parse_window
-from align.diffusion.denoisers import Denoiser, denoiser_module, make_denoiser
+from align.diffusion.denoisers import Denoiser, denoiser_module, is_distilled, make_denoiser
+from align.diffusion.forward_process import prediction_kind
 from align.diffusion.pixels import decode
 from align.diffusion.prompt_limits import warn_about_prompts
 from align.diffusion.sample import make_noise, sample
 from align.diffusion.schedules import check_schedule, set_scheduler
-from align.language.prompts import PromptSet, training_prompts
+from align.language.pairs import read_pairs
+from align.language.prompts import training_prompts
 from align.models.load import default_dtype, load_pipeline, torch_device, torch_dtype
 from align.models.lora import add_lora
-from align.models.processes import open_accelerator, own_device
+from align.models.processes import own_device
 from align.rewards import load_reward
-from align.runs.folder import check_folder, open_run
-from align.training.runs import check_services
+from align.runs.folder import check_folder
+from align.training.checkpoints import digest_of
+from align.training.optimizer import make_schedule
+from align.training.runs import Run, check_login, make_accelerator, open_folder, reward_name
 from align.training.scales import RunningScale
 from align.training.seeding import seeded
 
 DRAW_BATCH = 8
-SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
-
-
-class Whole(nn.Module):
-    """Runs a function as the forward pass of the module that it uses.
-
-    Sampling calls the denoiser many times; a distributed wrapper synchronizes the gradients of one
-    forward pass. So what is wrapped is this module, and a pass is the whole way to the loss.
-    """
-
-    def __init__(self, module: nn.Module):
-        super().__init__()
-        self.module = module
-
-    def forward(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        return function(*arguments)
+LOSSES = {
+    "alignprop": batch_loss,
+    "dpo": preference_loss,
+    "nft": forward_loss,
+    "sft": chosen_loss,
+}  # with --pairs, dpo is that of `pairs_loss`
 
 
 @dataclass
-class Session:
-    """The state of a run."""
+class Sampler:
+    """How a run of a diffusion model draws."""
 
     config: TrainConfig
-    folder: Path
-    accelerator: Accelerator
     pipe: Any
-    reward: Any
-    prompts: PromptSet
     window: Window
     embed: Embeddings
-    parameters: list[nn.Parameter]
-    whole: nn.Module
-    optimizer: Any
-    schedule: Any
-    ema: EMAModel | None
-    scale: RunningScale | None
-    done: int = 0
-    """Updates finished."""
-    saved: int = -1
-    """The step of the newest checkpoint."""
-    skipped: int = 0
-    """Steps in a row that the gradient scaler has passed over."""
-    lora_metadata: dict[str, str] | None = None
-    course: dict[str, Any] = field(default_factory=dict)
-    """What a resumed run has to know: the base's `pictures` scores; whether any group's scores
-    have `differed` (dpo); the judge's figures of the base (`base`), of the `last` judgment, and
-    `score`, `step` and `since` (judgments without a better one) of the best, `judged_on` what.
-    """
-
-    @property
-    def device(self) -> torch.device:
-        """Where the trained weights are."""
-        return self.parameters[0].device
-
-    @property
-    def share(self) -> int:
-        """Images of an update in this process."""
-        return self.config.batch_size // self.accelerator.num_processes
-
-    @property
-    def micro(self) -> int:
-        """Images per forward pass."""
-        return min(self.config.micro_batch_size or self.share, self.share)
-
-    @property
-    def together(self) -> bool:
-        """Whether all processes must draw where one does."""
-        return self.config.shard
-
-    @property
-    def picture_settings(self) -> dict[str, Any]:
-        """What a PNG says of how it was drawn."""
-        c = self.config
-        return {
-            "negative_prompt": c.negative_prompt,
-            "num_inference_steps": c.num_inference_steps,
-            "guidance_scale": c.guidance_scale,
-            "scheduler": type(self.pipe.scheduler).__name__,
-            "eta": c.eta or None,
-        }
+    old: OldPolicy | None = None
+    """The policy that draws, where it is not the present one (nft)."""
+    buckets: list[Bucket] = field(default_factory=list)
+    """Pictures of one's own (pairs)."""
 
     def denoiser(self, embeds: dict[str, Tensor], **settings: Any) -> Denoiser:
         """A denoiser for embedded prompts with the run's guidance and size, and `settings` of
@@ -144,7 +89,7 @@ class Session:
         return torch.cat(parts)
 
 
-def open_session(config: TrainConfig, *, reward: Any = None, pipe: Any = None) -> Session:
+def open_session(config: TrainConfig, *, reward: Any = None, pipe: Any = None) -> Run:
     """Check everything the user gave, load it, and make the run's folder last.
 
     `reward` (anything `load_reward` takes) and `pipe` (a diffusers pipeline) stand in for what the
@@ -152,6 +97,7 @@ def open_session(config: TrainConfig, *, reward: Any = None, pipe: Any = None) -
     FileNotFoundError for what cannot be trained.
     """
     check_folder(config.out, config.overwrite, config.resume)
+    check_login(config.push_to_hub)
     window = parse_window(config.grad_window, config.num_inference_steps)
     if config.shard and window.kind == "random-per-sample":
         raise ValueError(
@@ -160,8 +106,9 @@ def open_session(config: TrainConfig, *, reward: Any = None, pipe: Any = None) -
         )
     if config.shard and config.quantize:
         raise ValueError("shard and quantize are both given; they cannot be combined")
-    prompts = training_prompts(config)
-    accelerator, device = make_accelerator(config, pipe)
+    pairs = read_pairs(config.pairs, config.method == "dpo") if config.pairs else []
+    prompts = prompts_of(pairs) if pairs else training_prompts(config)
+    accelerator, device = open_processes(config, pipe)
     reward = trained_reward(config, device, reward)
     if config.normalize_rewards and reward.expression.kind_within("z", "product"):
         raise ValueError(
@@ -189,39 +136,44 @@ def open_session(config: TrainConfig, *, reward: Any = None, pipe: Any = None) -
         )
     prepare_pipeline(config, pipe, device)
     optimizer = make_optimizer(config, parameters)
-    schedule = get_scheduler(
-        SCHEDULES[config.lr_schedule],
-        optimizer,
-        num_warmup_steps=config.warmup_steps,
-        num_training_steps=config.steps,
-    )
-    whole: nn.Module = Whole(denoiser_module(pipe))
+    schedule = make_schedule(config, optimizer)
+    buckets = encode_pairs(pairs, pipe, config.height, config.width) if pairs else []
+    loss = pairs_loss if pairs and config.method == "dpo" else LOSSES[config.method]
+    model: nn.Module = LossModule(denoiser_module(pipe), loss)
     if config.shard:
         shard_frozen(denoiser_module(pipe), parameters, accelerator.num_processes)
         optimizer = accelerator.prepare(optimizer)
     else:
-        whole, optimizer = accelerator.prepare(whole, optimizer)
-    folder, sampler = [""], type(pipe.scheduler).__name__
-    if accelerator.is_main_process:
-        place = (config.out, config, config.overwrite, config.resume)
-        folder = [str(open_run(*place, command="train", scheduler=sampler))]
-    folder = Path(broadcast_object_list(folder)[0])
-    accelerator.project_configuration.logging_dir = str(folder)
-    return Session(
+        model, optimizer = accelerator.prepare(model, optimizer)
+    scheduler = type(pipe.scheduler).__name__
+    sampler = Sampler(config, pipe, window, Embeddings(config, pipe, device), buckets=buckets)
+    if config.method == "nft" and config.old_decay:
+        sampler.old = OldPolicy(parameters, config.old_decay)
+    return Run(
         config=config,
-        folder=folder,
+        folder=open_folder(config, accelerator, "train", scheduler=scheduler),
         accelerator=accelerator,
+        model=model,
+        parameters=parameters,
+        optimizer=optimizer,
+        schedule=schedule,
+        contents={"prompts": digest_of(prompts)},
+        max_grad_norm=config.max_grad_norm,
+        ema=None if config.ema_decay is None else EMAModel(parameters, decay=config.ema_decay),
         pipe=pipe,
         reward=reward,
         prompts=prompts,
-        window=window,
-        embed=Embeddings(config, pipe, device),
-        parameters=parameters,
-        whole=whole,
-        optimizer=optimizer,
-        schedule=schedule,
-        ema=None if config.ema_decay is None else EMAModel(parameters, decay=config.ema_decay),
+        sampler=sampler,
+        kept=sampler.old.weights if sampler.old else [],
+        picture_settings={
+            "negative_prompt": config.negative_prompt,
+            "num_inference_steps": config.num_inference_steps,
+            "guidance_scale": config.guidance_scale,
+            "scheduler": scheduler,
+            "eta": config.eta or None,
+        },
         scale=RunningScale() if config.normalize_rewards else None,
+        sharded=config.shard,
     )
 
 
@@ -234,49 +186,37 @@ def name_given(config: TrainConfig, reward: Any, pipe: Any) -> TrainConfig:
     return dataclasses.replace(config, **changes) if changes else config
 
 
-def reward_name(reward: Any) -> str:
-    """An expression as it is; of anything else that `load_reward` takes, its functions' names."""
-    return reward if isinstance(reward, str) else ", ".join(load_reward(reward).functions)
-
-
-def make_accelerator(config: TrainConfig, pipe: Any = None) -> tuple[Accelerator, torch.device]:
+def open_processes(config: TrainConfig, pipe: Any) -> tuple[Accelerator, torch.device]:
     """Accelerate's processes, accumulation and loss scaling; the device is ours to choose.
 
     Raises ValueError where the batch cannot be split over the processes and forward passes.
     """
-    check_services(config)
     device = torch_device(own_device(config.device))
     precision = torch_dtype(config.dtype) or default_dtype(config.model, device)
     if pipe is not None:
         device, precision = denoiser_module(pipe).device, denoiser_module(pipe).dtype
     scaled = precision == torch.float16 and device.type == "cuda"
-    accelerator = open_accelerator(
-        cpu=device.type == "cpu",
-        device_placement=False,
+    accelerator = make_accelerator(
+        config,
+        device,
         # For the gradient scaler alone: parts run in the precision they were loaded in.
-        mixed_precision="fp16" if scaled else "no",
+        "fp16" if scaled else "no",
+        device_placement=False,
         kwargs_handlers=[AutocastKwargs(enabled=False)],
-        log_with=None if config.tracker == "none" else config.tracker,
-        project_dir="runs",  # until the run's folder is made
     )
-    count = accelerator.num_processes
-    if config.batch_size % count:
-        raise ValueError(
-            f"batch_size is {config.batch_size}; it must be a multiple of the {count} processes"
-        )
-    share = config.batch_size // count
+    share = config.batch_size // accelerator.num_processes
     micro = min(config.micro_batch_size or share, share)
     if share % micro:
         raise ValueError(
             f"micro_batch_size is {micro}; it must divide the {share} images of a process"
         )
-    if config.method == "dpo" and (share % config.group_size or micro % config.group_size):
+    if config.compares and (share % config.group_size or micro % config.group_size):
         raise ValueError(
             f"a process has {share} images, {micro} a forward pass; both must be multiples of "
             f"group_size, which is {config.group_size}"
         )
     accelerator.gradient_accumulation_steps = share // micro
-    return accelerator, accelerator.device if count > 1 else device
+    return accelerator, accelerator.device if accelerator.num_processes > 1 else device
 
 
 def trained_reward(config: TrainConfig, device: Any = "cpu", reward: Any = None) -> Any:
@@ -298,15 +238,23 @@ def refuse_undifferentiable(reward: Any) -> None:
 
 
 def check_method(config: TrainConfig, pipe: Any) -> None:
-    """Raise ValueError where dpo is asked of a model that was not trained to predict noise."""
-    if config.method != "dpo":
+    """Raise ValueError where a method that noises images is asked of a model whose schedule does
+    not say how, or nft of one that was distilled to few steps."""
+    if config.method == "alignprop":
         return
-    kind = pipe.scheduler.config.get("prediction_type")
-    noises = hasattr(pipe.scheduler, "alphas_cumprod")
-    if not noises or kind not in ("epsilon", "v_prediction", "sample"):
+    name = type(pipe).__name__
+    if prediction_kind(pipe.scheduler) is None:
         raise ValueError(
-            "method is 'dpo', which needs a model of the kind of Stable Diffusion 1.x, 2.x or XL; "
-            f"{type(pipe).__name__} with {type(pipe.scheduler).__name__} is none: use alignprop"
+            f"method is {config.method!r}, which needs a model that predicts noise, its velocity or "
+            f"the image; {name} with {type(pipe.scheduler).__name__} is none: use alignprop"
+        )
+    few = is_distilled(pipe) or name in ("LatentConsistencyModelPipeline", "SanaSprintPipeline")
+    if name == "FluxPipeline":
+        few = not pipe.transformer.config.guidance_embeds  # schnell
+    if few and config.method == "nft":
+        raise ValueError(
+            f"method is 'nft', which blurs models that were distilled to few steps, and {name} is "
+            "one: use alignprop, whose gradient goes through them all"
         )
 
 

@@ -36,9 +36,13 @@ class TrainConfig(
 
     lora: tuple[str, ...] = ()
     """Start from this LoRA (embedded/NAME, a file, folder, run or Hub id), optionally =WEIGHT."""
-    method: Literal["alignprop", "dpo"] = "alignprop"
-    """alignprop follows the reward's gradient through the sampler; dpo draws a group of images a
-    prompt and prefers the best by the reward to the worst (no gradient of the reward needed)."""
+    method: Literal["alignprop", "dpo", "nft", "sft"] = "alignprop"
+    """alignprop follows the reward's gradient through the sampler. Without a gradient of it, dpo
+    draws groups of images of a prompt and prefers the best to the worst, nft weighs all of them by
+    their advantage. With --pairs, dpo and sft learn from pictures of one's own."""
+    pairs: str | None = None
+    """Pictures to learn from: a table (CSV, JSONL, Parquet) of prompt, chosen, rejected, a folder
+    with chosen/ and rejected/, or a webdataset .tar (dpo; sft takes the chosen ones alone)."""
     micro_batch_size: Count | None = None
     """Images per forward pass (default: the batch of a process); accumulation follows."""
     optimizer: Literal["adamw", "adamw8bit"] = "adamw"
@@ -59,11 +63,19 @@ class TrainConfig(
     detach_uncond: bool = False
     """No gradient through the unconditional branch of the guidance."""
     group_size: int = 8
-    """Images of a prompt that are compared (dpo)."""
+    """Images of a prompt that are compared (dpo, nft)."""
     pair_timesteps: Count = 4
-    """Timesteps at which each pair is compared (dpo)."""
+    """Timesteps at which each pair (dpo) or image (nft, sft) is noised and learned from."""
     beta: Positive = 100.0
     """Strength of the tie to the base model (dpo): larger, nearer."""
+    nft_beta: Positive = 1.0
+    """How far nft's two branches lie from the old policy; 0.1 steps farther."""
+    old_decay: Share = 0.0
+    """Ceiling of the decay min(0.001 n, ceiling) of the old policy that draws for nft; 0 draws by
+    the present one and keeps no copy."""
+    advantage: Literal["running", "group", "mean"] = "running"
+    """What nft divides a score's distance from its group's mean by: the running deviation, the
+    group's own, or 10, for a reward of known scale."""
     checkpointing: bool = True
     """Recompute the denoiser in the backward pass: less memory, more time."""
     kl_weight: NotNegative = 0.0
@@ -111,7 +123,14 @@ class TrainConfig(
                 f"micro_batch_size is {self.micro_batch_size}; it must divide batch_size, "
                 f"which is {self.batch_size}"
             )
-        if self.method == "dpo":
+        if self.pairs and self.method not in ("dpo", "sft"):
+            raise ValueError(
+                f"pairs is {self.pairs!r}; {self.method} learns from images of its own, "
+                "dpo and sft from pairs"
+            )
+        if self.method == "sft" and not self.pairs:
+            raise ValueError("method is 'sft', which needs pictures: give --pairs")
+        if self.compares:
             self._check_groups()
         for name in ("judge_prompts", "patience"):
             if getattr(self, name) is not None and self.judge is None:
@@ -120,6 +139,11 @@ class TrainConfig(
             raise ValueError("lora_targets is empty; name at least one layer, such as to_q")
         parse_window(self.grad_window, self.num_inference_steps)
         imply_out(self)
+
+    @property
+    def compares(self) -> bool:
+        """Whether an update draws groups of images of a prompt."""
+        return self.method in ("dpo", "nft") and self.pairs is None
 
     def _check_groups(self) -> None:
         """Raise ValueError where groups of a prompt's images do not fill the batch."""

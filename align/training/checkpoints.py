@@ -1,9 +1,10 @@
 """Checkpoints of a run: written whole or not at all, the last few kept, resumed bit for bit.
 
-`checkpoints/step-N/` holds the weights as safetensors (of a LoRA run `lora.safetensors`, with
-their moving average), `optimizer.pt` (read with `weights_only`) and `checkpoint.json`: the step,
-what was trained, everything small, and the other files' checksums. Random numbers need no saving:
-each update's follow from the run's seed and its number.
+`checkpoints/step-N/` holds the weights as safetensors (of a LoRA's run `lora.safetensors`, with
+their moving average; else `model.safetensors`, and `average.safetensors` where there is one),
+`optimizer.pt` (read with `weights_only`) and `checkpoint.json`: the step, what was trained,
+everything small, and the other files' checksums. Random numbers need no saving: each update's
+follow from the run's seed and its number.
 """
 
 import hashlib
@@ -12,7 +13,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,13 @@ from align.training.optimizer import restore_optimizer, restore_schedule
 from align.training.runs import Run
 
 log = logging.getLogger(__name__)
-# Of a LoRA run: with another value it would be another run, and is refused.
+# With another value it would be another run, and is refused: of a LoRA's run, and of a network's.
 IDENTITY = ("model", "reward", "lora_rank", "lora_alpha", "lora_targets", "optimizer", "method")
+NETWORK = (
+    "image_size", "patch", "context", "quantizer", "levels", "codebook_size", "width", "condition",
+    "text_encoder", "text_tokens", "num_layers", "num_heads", "branch_depth", "fusion", "decoding",
+    "cond_rope",
+)  # fmt: skip
 # Of any run: what changes no result, rounding apart. Every other field may change in a resumed run,
 # which is then no longer what the uninterrupted one had been.
 HARMLESS = (
@@ -42,39 +48,26 @@ HARMLESS = (
 JUDGED_BY = ("judge", "judge_images")
 
 
-def write_checkpoint(
-    run: Path,
-    config: Any,
-    step: int,
-    weights: Mapping[str, Mapping[str, Tensor]],
-    optimizer: Any,
-    state: Mapping[str, Any],
-    *,
-    identity: Sequence[str] = IDENTITY,
-) -> Path:
-    """Write `checkpoints/step-N` of a run's folder, and keep the newest `config.keep_checkpoints`.
+def save_checkpoint(run: Run) -> None:
+    """Write `checkpoints/step-N` of a run's folder, and keep the newest `config.keep_checkpoints`;
+    call it on the main process alone.
 
-    `weights` are tensors by the name of their file, `state` is anything small that JSON can hold;
-    the settings named by `identity` are those that a resumed run must share.
     Raises OSError, leaving the earlier checkpoints, where the disk is full.
     """
-    folder = run / "checkpoints" / f"step-{step}"
+    if run.saved == run.done:
+        return
+    folder = run.folder / "checkpoints" / f"step-{run.done}"
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     with clear_disk_errors(folder):
         try:
             part.mkdir(parents=True)
+            weights = _weights(run)
             for name, tensors in weights.items():
-                save_file(dict(tensors), part / name)
-            torch.save(optimizer.state_dict(), part / "optimizer.pt")
+                save_file(tensors, part / name)
+            torch.save(run.optimizer.state_dict(), part / "optimizer.pt")
             files = (*weights, "optimizer.pt")
-            described = {
-                "step": step,
-                "identity": _settings(config, identity),
-                "settings": _settings(config, _course(config, identity)),
-                **state,
-                "sha256": {name: _sha256(part / name) for name in files},
-            }
+            described = _state(run) | {"sha256": {name: _sha256(part / name) for name in files}}
             text = json.dumps(described, indent=2) + "\n"
             (part / "checkpoint.json").write_text(text, encoding="utf-8")
             for name in (*files, "checkpoint.json"):
@@ -85,91 +78,36 @@ def write_checkpoint(
             _sync(folder.parent)
         finally:
             shutil.rmtree(part, ignore_errors=True)
-    for old in list_checkpoints(run)[config.keep_checkpoints :]:
+    for old in list_checkpoints(run.folder)[run.config.keep_checkpoints :]:
         shutil.rmtree(old)
-    return folder
+    run.saved = run.done
 
 
-def find_checkpoint(
-    run: Path, config: Any, *, identity: Sequence[str] = IDENTITY
-) -> tuple[Path, dict[str, Any]] | None:
-    """The newest whole checkpoint of a run's folder and its state; None where there is none yet.
+def resume(run: Run) -> bool:
+    """Load the newest whole checkpoint of the run's folder; False where there is none yet.
 
-    A torn one is passed over with a warning. Raises ValueError where the checkpoint is of another
-    run (of another model, reward, LoRA), or all are torn.
+    Torn ones are passed over with a warning, and removed. Raises ValueError where the checkpoint
+    is of another run (of another model, reward, LoRA, image tokenizer), or all are torn.
     """
-    folders = list_checkpoints(run)
-    for folder in folders:
-        state = read_checkpoint(folder)
-        if state is not None:
-            check_identity(config, state, run, identity=identity)
-            return folder, state
-    if folders:
+    folders = list_checkpoints(run.folder)
+    whole = ((folder, read_checkpoint(folder)) for folder in folders)
+    found, state = next(((f, state) for f, state in whole if state is not None), (None, None))
+    if folders and found is None:
         raise ValueError(
-            f"no checkpoint of {run} is whole; start over with another --out or with --overwrite"
+            f"no checkpoint of {run.folder} is whole; start over with another --out or with "
+            "--overwrite"
         )
-    return None
-
-
-def drop_checkpoints_after(run: Path, step: int) -> None:
-    """Remove the torn checkpoints that were passed over."""
-    for folder in list_checkpoints(run):
-        if int(folder.name.removeprefix("step-")) > step:
-            shutil.rmtree(folder)
-
-
-def save_checkpoint(session: Run) -> None:
-    """Write the state of a LoRA run; call it on the main process alone."""
-    if session.saved == session.done:
-        return
-    tensors = {f"lora.{i}": p.detach().contiguous() for i, p in enumerate(session.parameters)}
-    ema = session.ema.state_dict() if session.ema else None
-    if ema:
-        shadows = ema.pop("shadow_params")
-        tensors |= {f"ema.{i}": p.contiguous() for i, p in enumerate(shadows)}
-    scaler = session.accelerator.scaler
-    state = {
-        "contents": {"prompts": digest_of(session.prompts)},
-        "schedule": {"last_epoch": session.schedule.last_epoch},
-        "ema": ema,
-        "scaler": scaler.state_dict() if scaler else None,
-        "reward_moments": session.scale.moments if session.scale else None,
-        "course": session.course,
-    }
-    weights = {"lora.safetensors": tensors}
-    write_checkpoint(
-        session.folder, session.config, session.done, weights, session.optimizer, state
-    )
-    session.saved = session.done
-
-
-def resume(session: Run) -> bool:
-    """Load the newest whole checkpoint of a LoRA run's folder; False where there is none.
-
-    Raises ValueError as `find_checkpoint` does.
-    """
-    found = find_checkpoint(session.folder, session.config)
-    if found is not None:
-        _load(session, *found)
-    if session.accelerator.is_main_process:
-        contents = {"prompts": digest_of(session.prompts)}
-        go_on(session, found[1] if found else None, contents)
+    if found is not None and state is not None:
+        check_identity(run.config, state, run.folder)
+        _load(run, found, state)
+        log.info("resumed at step %d of %d", run.done, run.config.steps)
+    if run.accelerator.is_main_process:
+        if found is not None and state is not None:
+            for torn in folders[: folders.index(found)]:
+                shutil.rmtree(torn)
+            warn_about_changes(run, state)
+        record_resume(run.folder, run.config, run.done)
     return found is not None
-
-
-def go_on(
-    run: Any,
-    state: dict[str, Any] | None,
-    contents: Mapping[str, str],
-    *,
-    identity: Sequence[str] = IDENTITY,
-) -> None:
-    """Say, in log and run.json, how a run goes on from a checkpoint (None: from its start), and
-    remove the torn ones that were passed over; on the main process alone."""
-    if state is not None:
-        drop_checkpoints_after(run.folder, run.done)
-        warn_about_changes(run.config, state, contents, identity=identity)
-    record_resume(run.folder, run.config, run.done)
 
 
 def digest_of(prompts: PromptSet) -> str:
@@ -212,12 +150,10 @@ def read_checkpoint(folder: Path) -> dict[str, Any] | None:
     return state
 
 
-def check_identity(
-    config: Any, state: dict[str, Any], run: Path, *, identity: Sequence[str] = IDENTITY
-) -> None:
+def check_identity(config: Any, state: dict[str, Any], run: Path) -> None:
     """Raise ValueError naming what differs between a checkpoint and this run."""
     without_removed(type(config), state["settings"])
-    for name, value in _settings(config, identity).items():
+    for name, value in _settings(config, _identity(config)).items():
         if state["identity"].get(name) != value:
             raise ValueError(
                 f"{run} was trained with {name} {state['identity'].get(name)!r}, not {value!r}; "
@@ -232,22 +168,20 @@ def check_identity(
                 )
 
 
-def warn_about_changes(
-    config: Any,
-    state: dict[str, Any],
-    contents: Mapping[str, str],
-    *,
-    identity: Sequence[str] = IDENTITY,
-) -> None:
-    """Say which settings a resumed run has otherwise than its checkpoint, and which of its files
-    (`contents`, hashes by the setting that names them) hold something else."""
-    now, then = _settings(config, _course(config, identity)), state["settings"]
+def warn_about_changes(run: Run, state: dict[str, Any]) -> None:
+    """Say which settings a resumed run has otherwise than its checkpoint, and which of its
+    `contents` are others."""
+    now, then = _settings(run.config, _course(run.config)), state["settings"]
     held = state.get("contents", {})
     names = {name for name in now if name in then and then[name] != now[name]} - held.keys()
     if {now.get("lr_schedule"), then.get("lr_schedule")} == {"constant"}:
         names.discard("steps")  # a longer run, the same as far as this one went
     said = [f"{name} {then[name]!r}, now {now[name]!r}" for name in now if name in names]
-    said += [f"{n} holds other things" for n in contents if held.get(n, contents[n]) != contents[n]]
+    said += [
+        f"{name} holds other things"
+        for name, digest in run.contents.items()
+        if held.get(name, digest) != digest
+    ]
     if said:
         log.warning(
             "warning: resumed with other settings (%s): the run is not what it would have been",
@@ -269,30 +203,95 @@ def _settings(config: Any, names: Sequence[str]) -> dict[str, Any]:
     return json.loads(json.dumps(values))
 
 
-def _course(config: Any, identity: Sequence[str]) -> list[str]:
+def _identity(config: Any) -> tuple[str, ...]:
+    return IDENTITY if hasattr(config, "lora_rank") else NETWORK
+
+
+def _course(config: Any) -> list[str]:
     """The settings that results depend on, less those that a resumed run must share."""
-    return [name for name in to_dict(config) if name not in (*HARMLESS, *identity)]
+    return [name for name in to_dict(config) if name not in (*HARMLESS, *_identity(config))]
 
 
-def _load(session: Run, folder: Path, state: dict[str, Any]) -> None:
-    tensors = load_file(folder / "lora.safetensors")
-    for i, parameter in enumerate(session.parameters):
-        parameter.data.copy_(tensors[f"lora.{i}"])
+def _weights(run: Run) -> dict[str, dict[str, Tensor]]:
+    """Tensors by the name of their file."""
+    averages = {}
+    if run.ema is not None:
+        averages = dict(zip(_averaged(run), run.ema.shadow_params, strict=True))
+        averages = {name: tensor.contiguous() for name, tensor in averages.items()}
+    if run.pipe is not None:
+        lora = {f"lora.{i}": p.detach().contiguous() for i, p in enumerate(run.parameters)}
+        kept = {f"kept.{i}": tensor.contiguous() for i, tensor in enumerate(run.kept)}
+        return {"lora.safetensors": lora | averages | kept}
+    weights = {k: v.detach().clone().contiguous() for k, v in run.plain.state_dict().items()}
+    return {"model.safetensors": weights} | ({"average.safetensors": averages} if averages else {})
+
+
+def _averaged(run: Run) -> list[str]:
+    """What the moving averages of a run's parameters are called."""
+    if run.pipe is not None:
+        return [f"ema.{i}" for i in range(len(run.parameters))]
+    return [f"module.{name}" for name, _ in run.plain.named_parameters()]
+
+
+def _state(run: Run) -> dict[str, Any]:
+    """All that is small."""
+    scaler = run.accelerator.scaler
+    ema = run.ema.state_dict() if run.ema else {}
+    return {
+        "step": run.done,
+        "identity": _settings(run.config, _identity(run.config)),
+        "settings": _settings(run.config, _course(run.config)),
+        "contents": run.contents,
+        "schedule": {"last_epoch": run.schedule.last_epoch},
+        "ema": {name: value for name, value in ema.items() if name != "shadow_params"},
+        "scaler": scaler.state_dict() if scaler else None,
+        "reward_moments": run.scale.moments if run.scale else None,
+        "course": run.course,
+    }
+
+
+def _load(run: Run, folder: Path, state: dict[str, Any]) -> None:
+    """Raises ValueError where the weights are of another network or image tokenizer."""
+    if state.get("contents", {}).get("tokenizer") != run.contents.get("tokenizer"):
+        raise ValueError(
+            f"{run.folder} was trained on the tokens of another image tokenizer; resume it "
+            "with that, or give another --out"
+        )
+    if run.pipe is not None:
+        tensors = load_file(folder / "lora.safetensors")
+        for i, parameter in enumerate(run.parameters):
+            parameter.data.copy_(tensors[f"lora.{i}"])
+        for i, tensor in enumerate(run.kept):
+            tensor.copy_(tensors[f"kept.{i}"])
+    else:
+        tensors = load_file(folder / "model.safetensors")
+        try:
+            run.plain.load_state_dict(tensors)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:300]
+            raise ValueError(f"{folder} is of another model: {reason}") from error
+        if (folder / "average.safetensors").is_file():
+            tensors |= load_file(folder / "average.safetensors")
     saved = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
-    restore_optimizer(session.optimizer, saved)
-    restore_schedule(session.schedule, session.optimizer, state["schedule"]["last_epoch"])
-    if session.ema is not None:
-        shadows = [tensors.get(f"ema.{i}", p.data) for i, p in enumerate(session.parameters)]
-        own = {"decay": session.config.ema_decay, "shadow_params": shadows}
-        session.ema.load_state_dict((state["ema"] or {}) | own)
-        session.ema.to(session.parameters[0].device)
-    if session.accelerator.scaler is not None and state["scaler"] is not None:
-        session.accelerator.scaler.load_state_dict(state["scaler"])
-    if session.scale is not None and state["reward_moments"] is not None:
+    restore_optimizer(run.optimizer, saved)
+    # Networks had checkpoints of their own once: the steps taken were `stepped`, those of the
+    # average stood beside it.
+    taken = state["schedule"]["last_epoch"] if "schedule" in state else state["stepped"]
+    restore_schedule(run.schedule, run.optimizer, taken)
+    if run.ema is not None:
+        pairs = zip(_averaged(run), run.parameters, strict=True)
+        own = {"decay": run.ema.decay, "shadow_params": [tensors.get(n, p.data) for n, p in pairs]}
+        if "n_averaged" in tensors:
+            own["optimization_step"] = int(tensors["n_averaged"])
+        run.ema.load_state_dict((state.get("ema") or {}) | own)
+        run.ema.to(run.parameters[0].device)
+    if run.accelerator.scaler is not None and state["scaler"] is not None:
+        run.accelerator.scaler.load_state_dict(state["scaler"])
+    if run.scale is not None and state["reward_moments"] is not None:
         moments = state["reward_moments"].items()
-        session.scale.moments = {name: (mean, square) for name, (mean, square) in moments}
-    session.done = session.saved = state["step"]
-    session.course = state["course"]
+        run.scale.moments = {name: (mean, square) for name, (mean, square) in moments}
+    run.done = run.saved = state["step"]
+    run.course = state.get("course", {})
 
 
 def _sha256(path: Path) -> str:

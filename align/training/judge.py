@@ -28,7 +28,7 @@ STANDARD_ERRORS = 2.0  # a rise or fall within this many counts as none
 
 
 class HeldOutJudge:
-    """Judges the same held-out images every time; `session.course` keeps the best.
+    """Judges the same held-out images every time; `run.course` keeps the best.
 
     `everywhere`: all processes measure, not the main one alone. Raises ValueError for prompts that
     are kept for the final measurement, or missing ones.
@@ -49,38 +49,38 @@ class HeldOutJudge:
             log.warning("warning: %s", warning)
 
     @torch.no_grad()
-    def measure(self, session: Run) -> dict[str, Any]:
+    def measure(self, run: Run) -> dict[str, Any]:
         """Judge's and trained reward's scores by prompt, the means over its images, which are not
         independent; and the diversity; of the present model."""
         assert self.judge is not None  # in this process
-        seed = session.config.seed
+        seed = run.config.seed
         seeds = [image_seed("judge", seed, 0, i) for i in range(len(self.prompts))]
-        images = session.draw(self.prompts, seeds)
-        with seeded(image_seed("judge", seed, session.done, 0)):
+        images = run.sampler.draw(self.prompts, seeds)
+        with seeded(image_seed("judge", seed, run.done, 0)):
             return {
                 "judge": _by_prompt(self.judge(images, self.prompts, self.metadata)),
-                "reward": _by_prompt(session.reward(images, self.prompts, self.metadata)),
+                "reward": _by_prompt(run.reward(images, self.prompts, self.metadata)),
                 "diversity": diversity(images.unflatten(0, (-1, NOISES))),
             }
 
-    def __call__(self, session: Run) -> dict[str, Any]:
+    def __call__(self, run: Run) -> dict[str, Any]:
         """Judge the present model; keep it in `lora-best/` if it is the best so far.
 
         Returns what goes into the update's record: `judge`, `judge_reward`, `diversity`, and
         `warning` where the reward looks hacked.
         """
-        everyone = session.accelerator.is_main_process or session.together
-        figures = [self.measure(session) if everyone else None]
+        everyone = run.accelerator.is_main_process or run.sharded
+        figures = [self.measure(run) if everyone else None]
         figures = broadcast_object_list(figures)[0]
         assert figures is not None  # the main process has measured
-        best = session.course
+        best = run.course
         best.setdefault("base", figures)
         best.setdefault("judged_on", self.judged_on)
         score = sum(figures["judge"]) / len(figures["judge"])
         if "score" not in best or score > best["score"]:
-            best |= {"score": score, "step": session.done, "since": 0}
-            if session.accelerator.is_main_process:
-                save_lora(session.pipe, session.folder / "lora-best", session.lora_metadata)
+            best |= {"score": score, "step": run.done, "since": 0}
+            if run.accelerator.is_main_process:
+                save_lora(run.pipe, run.folder / "lora-best", run.lora_metadata)
         else:
             best["since"] += 1
         record = {
@@ -90,26 +90,26 @@ class HeldOutJudge:
         }
         if warning := hacking_warning(best["base"], figures):
             record["warning"] = warning
-            log.warning("warning: step %d: %s", session.done, warning)
-        best["last"] = record | {"step": session.done}
+            log.warning("warning: step %d: %s", run.done, warning)
+        best["last"] = record | {"step": run.done}
         return record
 
-    def check_resumed(self, session: Run) -> None:
+    def check_resumed(self, run: Run) -> None:
         """Raise ValueError where a resumed run has been judged by other prompts so far."""
-        if session.course.get("judged_on", self.judged_on) != self.judged_on:
+        if run.course.get("judged_on", self.judged_on) != self.judged_on:
             raise ValueError(
-                f"{session.folder} was judged by other prompts than "
-                f"{session.config.judge_prompts or 'the default ones'} now holds; a judge has to "
+                f"{run.folder} was judged by other prompts than "
+                f"{run.config.judge_prompts or 'the default ones'} now holds; a judge has to "
                 "see a run from its start"
             )
 
-    def gave_up(self, session: Run) -> bool:
+    def gave_up(self, run: Run) -> bool:
         """Whether `patience` judgments have passed without a new best."""
-        return self.patience is not None and session.course["since"] >= self.patience
+        return self.patience is not None and run.course["since"] >= self.patience
 
-    def is_due(self, session: Run) -> bool:
+    def is_due(self, run: Run) -> bool:
         """Whether the model as it is has not been judged yet."""
-        return session.course.get("last", {}).get("step") != session.done
+        return run.course.get("last", {}).get("step") != run.done
 
 
 def not_held_out(config: Any) -> str | None:

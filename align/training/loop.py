@@ -1,56 +1,94 @@
-"""The updates of a run, whatever it trains: until the last one, a limit, a fault or a signal."""
+"""The loop of every training, and the beginning and the end of one that trains a LoRA."""
 
+import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 
+from align.models.lora import save_lora
+from align.runs.folder import log_metrics, read_metrics
+from align.training.checkpoints import drop_metrics_after, resume, save_checkpoint
+from align.training.groups import nothing_differed
+from align.training.judge import HeldOutJudge
+from align.training.optimizer import clip_and_step
+from align.training.pictures import score_pictures
+from align.training.report import write_report
+from align.training.runs import Run, start_trackers
 from align.training.stopping import Diverged, Interrupted
 
+log = logging.getLogger(__name__)
 Record = dict[str, Any]
+OnStep = Callable[[Record], object]
 
 
-def run_updates(
-    run: Any,
-    step: Callable[[int], Record],
+@dataclass(frozen=True)
+class TrainResult:
+    """A finished run."""
+
+    out: Path
+    """The run's folder."""
+    lora: Path
+    """The last weights, `lora/pytorch_lora_weights.safetensors`."""
+    steps: int
+    """Updates finished."""
+    metrics: list[Record]
+    """The records of metrics.jsonl, one an update."""
+
+
+def fit(
+    run: Run,
+    losses: Callable[[Run, int], Iterator[Any]],
+    figures: Callable[[Run, list[Any]], Record],
     *,
-    save: Callable[[], object],
-    look: Callable[[Record], bool] = lambda record: False,
-    tell: Callable[[Record], bool] = lambda record: False,
-    shown: str = "loss",
+    judge: HeldOutJudge | None = None,
+    on_step: OnStep | None = None,
 ) -> None:
-    """Do `step(number)`, which returns the update's record, for every update that is left.
+    """Do all updates that are left; whatever ends them, what has been reached is saved.
 
-    After each, `look(record)` runs in all processes, `tell(record)` in the main one; where either
-    returns True the run ends well. `save()`, in the main one, keeps what has been reached: every
-    `checkpoint_every` updates (0: never) and whatever else ends the updates. `run` has `config`,
-    `folder`, `accelerator` and `done`, the count of updates; `shown` goes to the progress bar.
+    `losses(run, update)` yields an update's loss in parts, each with a tensor `loss`, whose
+    gradients add up; `figures(run, parts)` is what the update's record says of them. In the main
+    process `on_step(record)` is called after every update; where it returns True the run ends.
 
-    Raises Diverged, saying where, and what `step` raises.
+    Raises Diverged, saying where, and what `losses` raises.
     """
-    c, accelerator, started = run.config, run.accelerator, time.monotonic()
-    main = accelerator.is_main_process
+    c, accelerator, began = run.config, run.accelerator, time.monotonic()
+    main, ended = accelerator.is_main_process, False
+    if main:
+        drop_metrics_after(run.folder, run.done)
+    start_trackers(run)
     bar = tqdm(total=c.steps, initial=run.done, unit="step", disable=not main)
     try:
-        while run.done < c.steps:
-            record = step(run.done)
+        while run.done < c.steps and not ended and not (judge and judge.gave_up(run)):
+            started, rate, parts = time.perf_counter(), run.optimizer.param_groups[0]["lr"], []
+            run.optimizer.zero_grad()
+            for part in losses(run, run.done):
+                accelerator.backward(part.loss)
+                parts.append(part)
+            norm = clip_and_step(run)
+            record = {"step": run.done + 1, **figures(run, parts), "grad_norm": norm, "lr": rate}
+            record["seconds"] = time.perf_counter() - started
             run.done += 1
-            ended = look(record)
+            if run.reward is not None and _due(run, c.sample_every):
+                record |= _pictures(run, f"step-{run.done:05d}")
+            if judge is not None and (_due(run, c.judge_every) or run.done == c.steps):
+                record |= judge(run)
             if main:
-                ended |= tell(record)
-                bar.set_postfix({shown: f"{record[shown]:.4g}"}, refresh=False)
-                bar.update()
-                if c.checkpoint_every and run.done % c.checkpoint_every == 0:
-                    save()
-                ended |= time.monotonic() - started > 60 * (c.max_minutes or math.inf)
-            if broadcast_object_list([ended])[0]:
-                break
+                _log(run, record)
+                ended = on_step is not None and on_step(record) is True
+                ended |= time.monotonic() - began > 60 * (c.max_minutes or math.inf)
+                _show(bar, record)
+                if _due(run, c.checkpoint_every):
+                    save(run)
+            (ended,) = broadcast_object_list([ended])
     except (Exception, Interrupted) as error:
         if main:
-            save()
+            save(run)
         if isinstance(error, Interrupted | Diverged):  # which all processes have met
             accelerator.wait_for_everyone()
         if isinstance(error, Diverged):
@@ -61,3 +99,87 @@ def run_updates(
         raise
     finally:
         bar.close()
+    if judge is not None and judge.is_due(run):
+        judge(run)
+    if main:
+        save(run)
+    accelerator.wait_for_everyone()
+
+
+def begin(run: Run, judge: HeldOutJudge | None) -> None:
+    """Resume a LoRA's run if asked; else draw and judge the model as it is."""
+    if run.config.resume is not None and resume(run) and judge is not None:
+        judge.check_resumed(run)
+    main, begins = run.accelerator.is_main_process, "pictures" not in run.course
+    unscaled = run.scale if run.scale and not run.scale.moments else None
+    if (begins and (main or run.sharded)) or unscaled is not None:
+        terms = score_pictures(run, "before" if main and begins else None)
+        if begins:
+            run.course["pictures"] = {name: scores.mean().item() for name, scores in terms.items()}
+        if unscaled is not None:
+            unscaled.update(terms)
+    if judge is not None and "base" not in run.course:
+        judge(run)
+
+
+def finish(run: Run, card: Callable[[Any, Record], str]) -> TrainResult:
+    """Draw a trained LoRA's last pictures and write the report; `card(config, report)` is the text
+    of the LoRA's card. Raises ValueError where nothing can have been learned."""
+    if nothing_differed(run):
+        raise ValueError(
+            f"in none of {run.done} updates did the reward tell two images of a prompt apart: "
+            "nothing was learned"
+        )
+    after = _pictures(run, "after")
+    if run.accelerator.is_main_process:
+        write_report(run, after["pictures"], card)
+    run.accelerator.wait_for_everyone()
+    return TrainResult(
+        run.folder,
+        run.folder / "lora" / "pytorch_lora_weights.safetensors",
+        run.done,
+        read_metrics(run.folder),
+    )
+
+
+def save(run: Run) -> None:
+    """A checkpoint, the LoRA and its moving average; on the main process."""
+    save_checkpoint(run)
+    if run.pipe is None:
+        return
+    save_lora(run.pipe, run.folder / "lora", run.lora_metadata)
+    if run.ema is not None:
+        run.ema.store(run.parameters)
+        run.ema.copy_to(run.parameters)
+        save_lora(run.pipe, run.folder / "lora-ema")
+        run.ema.restore(run.parameters)
+
+
+def _pictures(run: Run, name: str) -> Record:
+    """Draw the fixed pictures as `images/NAME.png`, for the update's record the means of their
+    scores; sharded, no process can draw alone."""
+    main = run.accelerator.is_main_process
+    if not (main or run.sharded):
+        return {}
+    terms = score_pictures(run, name if main else None)
+    return {"pictures": {name: scores.mean().item() for name, scores in terms.items()}}
+
+
+def _log(run: Run, record: Record) -> None:
+    """Append an update's record to metrics.jsonl and the tracker's curves."""
+    log_metrics(run.folder, **record)
+    curves = {k: v for k, v in record.items() if isinstance(v, float)}
+    for group in ("terms", "term_grad_norms", "pictures"):
+        curves |= {f"{group}/{name}": value for name, value in record.get(group, {}).items()}
+    run.accelerator.log(curves, step=run.done)
+
+
+def _show(bar: Any, record: Record) -> None:
+    """An update more on the progress bar."""
+    shown = "reward" if "reward" in record else "loss"
+    bar.set_postfix({shown: f"{record[shown]:.4g}"}, refresh=False)
+    bar.update()
+
+
+def _due(run: Run, every: int) -> bool:
+    return every > 0 and run.done % every == 0

@@ -1,21 +1,40 @@
-"""The end of an update: clip the gradient, look at it, step the optimizer."""
+"""The end of an update: clip the gradient, look at it, step the optimizer and what follows it."""
 
 import math
 from typing import Any
 
-from torch import nn
+import torch
+from diffusers.optimization import get_scheduler
 
+from align.training.runs import Run
 from align.training.stopping import Diverged
 
 # A gradient scaler starts at 2^16 and halves at every skip: after these many the loss itself is
 # scaled down, and what is still not finite is so at any scale.
 SKIPS = 20
+SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
 
 
-def step_optimizer(
-    run: Any, parameters: list[nn.Parameter], max_grad_norm: float
-) -> tuple[float, bool]:
-    """Clip to `max_grad_norm` (0 leaves them) and step; (the norm before, whether it stepped).
+def make_schedule(config: Any, optimizer: torch.optim.Optimizer) -> Any:
+    """The course of a LoRA's learning rate."""
+    return get_scheduler(
+        SCHEDULES[config.lr_schedule],
+        optimizer,
+        num_warmup_steps=config.warmup_steps,
+        num_training_steps=config.steps,
+    )
+
+
+def average_gradients(run: Run) -> None:
+    """Give every process the mean of all gradients, where no wrapper of the model does."""
+    for parameter in run.parameters:
+        gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        parameter.grad = run.accelerator.reduce(gradient, reduction="mean")  # pyright: ignore
+
+
+def clip_and_step(run: Run) -> float:
+    """Clip the gradient to `run.max_grad_norm` (0 leaves it) and step the optimizer, the schedule
+    and the moving average; returns the gradient's norm before.
 
     A gradient scaler (float16) passes over a step whose gradient is not finite; `run.skipped`
     counts those in a row. The gradients must be the same in all processes.
@@ -24,7 +43,7 @@ def step_optimizer(
     once, with one at the 20th in a row.
     """
     accelerator = run.accelerator
-    norm: Any = accelerator.clip_grad_norm_(parameters, max_grad_norm or math.inf)
+    norm: Any = accelerator.clip_grad_norm_(run.parameters, run.max_grad_norm or math.inf)
     norm = float(norm)
     run.skipped = 0 if math.isfinite(norm) else run.skipped + 1
     if run.skipped and accelerator.scaler is None:
@@ -33,7 +52,11 @@ def step_optimizer(
         raise Diverged(f"the gradient's norm is {norm}, at every scale of {SKIPS} updates in a row")
     run.optimizer.step()
     run.optimizer.zero_grad()
-    return norm, not getattr(run.optimizer, "step_was_skipped", False)
+    if not run.optimizer.step_was_skipped:
+        run.schedule.step()
+        if run.ema is not None:
+            run.ema.step(run.parameters)
+    return norm
 
 
 def restore_optimizer(optimizer: Any, saved: dict[str, Any]) -> None:
@@ -50,6 +73,6 @@ def restore_schedule(schedule: Any, optimizer: Any, steps: int) -> None:
         for rate, factor in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)
     ]
     state = {"last_epoch": steps, "_step_count": steps + 1, "_last_lr": rates}
-    schedule.load_state_dict(state | {"lr_lambdas": [None]})
+    schedule.load_state_dict(state | {"lr_lambdas": [None] * len(rates)})
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         group["lr"] = rate

@@ -1,11 +1,10 @@
 """What a finished run says about itself: report.json, the LoRA's model card, the upload."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from align.config.train import TrainConfig
 from align.models.processes import is_first
 from align.runs.files import brief, write_atomic, write_json
 from align.runs.folder import read_metrics
@@ -14,100 +13,82 @@ from align.training.pictures import PICTURES
 from align.training.runs import Run
 
 PAIR = ("before.png", "after.png")
-METHODS = {
-    "alignprop": "AlignProp (arXiv 2310.03739): the reward is backpropagated through the sampler",
-    "dpo": "Diffusion-DPO (arXiv 2311.12908) on its own images: of those of a prompt, the best by "
-    "the reward are preferred to the worst",
-}
 
 
 def write_report(
-    session: Run, after: dict[str, float], card: Callable[[Any, dict[str, Any]], str]
+    run: Run, after: dict[str, float], card: Callable[[Any, dict[str, Any]], str]
 ) -> dict[str, Any]:
     """Write report.json and the model card, upload where asked; returns the report.
 
     `after` are the mean scores of the fixed pictures by the trained model, by reward term;
     `card(config, report)` is the text of the LoRA's card.
     """
-    c, records = session.config, read_metrics(session.folder)
-    last = session.course.get("last")  # judgment, of the weights that are saved
+    c, records = run.config, read_metrics(run.folder)
+    last = run.course.get("last")  # judgment, of the weights that are saved
     report: dict[str, Any] = {
-        "steps": session.done,
-        "scheduler": type(session.pipe.scheduler).__name__,
-        "pictures": {"before": session.course.get("pictures", {}), "after": after},
+        "steps": run.done,
+        "scheduler": type(run.pipe.scheduler).__name__,
+        "pictures": {"before": run.course.get("pictures", {}), "after": after},
         "seconds": sum(record["seconds"] for record in records),
         "warnings": [last["warning"]] if last and "warning" in last else [],
     }
     if last:
         fault = not_held_out(c)
         report["warnings"] = [*([fault] if fault else []), *report["warnings"]]
-        base = session.course["base"]
+        base = run.course["base"]
         report["judge"] = {
             "before": sum(base["judge"]) / len(base["judge"]),
             "after": last["judge"],
-            "best": session.course["score"],
-            "best_step": session.course["step"],
+            "best": run.course["score"],
+            "best_step": run.course["step"],
             "diversity_before": base["diversity"],
             "diversity_after": last["diversity"],
             "held_out": fault is None,
         }
-    write_json(session.folder / "report.json", report)
+    write_json(run.folder / "report.json", report)
     for name in PAIR:
-        picture = (session.folder / "images" / name).read_bytes()
-        write_atomic(session.folder / "lora" / name, picture)
-    write_atomic(session.folder / "lora" / "README.md", card(c, report))
+        picture = (run.folder / "images" / name).read_bytes()
+        write_atomic(run.folder / "lora" / name, picture)
+    write_atomic(run.folder / "lora" / "README.md", card(c, report))
     if c.push_to_hub:
-        push_to_hub(session.folder / "lora", c.push_to_hub)
+        push_to_hub(run.folder / "lora", c.push_to_hub)
     return report
 
 
-def model_card(config: TrainConfig, report: dict[str, Any]) -> str:
-    """A Hub model card: how to load the LoRA, its training and figures, in Markdown."""
+def model_card(
+    config: Any,
+    report: dict[str, Any],
+    *,
+    title: str,
+    how: str,
+    code: Sequence[str],
+    settings: Mapping[str, Any],
+    front: Sequence[str] = (),
+) -> str:
+    """A Hub model card in Markdown: how to load the LoRA (`code`), its training (`how`, and the
+    method's own `settings`) and figures; `front` are further lines of its front matter."""
     c = config
-    on_hub = not c.model.startswith(("embedded/", ".", "/", "~")) and c.model.count("/") == 1
-    front = ["---", *([f"base_model: {c.model}"] if on_hub else []), "library_name: diffusers"]
-    front += ["tags:", "- lora", "- text-to-image", "- reward-fine-tuning", "---", ""]
-    settings = {
+    shown = {
         "model": c.model,
         "reward": c.reward,
         "prompts": c.prompts or "the model's default set",
         "updates": report["steps"],
-        "images per update": c.batch_size,
         "learning rate": f"{c.learning_rate:g} ({c.lr_schedule})",
         "LoRA": f"rank {c.lora_rank}, alpha {c.lora_alpha or c.lora_rank:g}",
-        "sampling": f"{report['scheduler']}, {c.num_inference_steps} steps, "
-        f"guidance {c.guidance_scale:g}" + (f", eta {c.eta:g}" if c.eta else ""),
-        **how_compared(c),
-        "distance to the base": f"weight {c.kl_weight:g}",
+        **settings,
         "seed": c.seed,
     }
     lines = [
-        *front,
-        f"# A LoRA that raises {c.reward}",
-        "",
-        f"Trained from {c.model} with {METHODS[c.method]}.",
-        "",
-        "```python",
-        f'pipe = DiffusionPipeline.from_pretrained("{c.model}")',
-        f'pipe.load_lora_weights("{c.push_to_hub or "path/to/this/folder"}")',
-        "```",
-        "",
+        *("---", *front, "library_name: diffusers", "tags:", "- lora", "- text-to-image"),
+        *("- reward-fine-tuning", "---", "", f"# {title}", ""),
+        f"Trained from {c.model} with {how}.",
+        *("", "```python", *code, "```", ""),
         "| setting | value |",
         "| --- | --- |",
-        *(f"| {name} | {value} |" for name, value in settings.items()),
-        "",
-        "## Figures",
-        "",
-        *figures(report),
+        *(f"| {name} | {value} |" for name, value in shown.items()),
+        *("", "## Figures", "", *figures(report)),
     ]
     return "\n".join(lines) + "\n"
-
-
-def how_compared(c: TrainConfig) -> dict[str, Any]:
-    """The settings that only the run's method has."""
-    if c.method == "alignprop":
-        return {"gradient window": c.grad_window}
-    return {"images compared": c.group_size, "timesteps a pair": c.pair_timesteps, "beta": c.beta}
 
 
 def figures(report: dict[str, Any]) -> list[str]:

@@ -1,62 +1,121 @@
-"""What judging, saving and reporting need of a training run, whatever kind of model it trains."""
+"""The state of a training run, whatever it trains, and how its processes and its folder begin."""
 
+import copy
 import importlib.util
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
+import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from diffusers.training_utils import EMAModel
 from huggingface_hub import get_token
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
-from align.language.prompts import PromptSet
+from align.models.precision import fast_bfloat16
+from align.models.processes import open_accelerator
+from align.rewards import load_reward
+from align.runs.folder import open_run
 from align.training.scales import RunningScale
 
 
-@runtime_checkable
-class Run(Protocol):
-    """The state of a run; `align.alignprop.session.Session` is the one of diffusion models."""
+@dataclass
+class Run:
+    """The state of a run."""
 
     config: Any
     folder: Path
     accelerator: Accelerator
-    pipe: Any
-    reward: Any
-    prompts: PromptSet
+    model: nn.Module
+    """What is trained, as the accelerator wrapped it."""
     parameters: list[nn.Parameter]
     optimizer: Any
     schedule: Any
-    ema: EMAModel | None
-    scale: RunningScale | None
-    done: int
+    """The learning rate's course, a `LambdaLR`; it goes on with every step that is taken."""
+    contents: dict[str, str]
+    """Hashes of what settings name, by the setting."""
+    max_grad_norm: float
+    ema: EMAModel | None = None
+    pipe: Any = None
+    """The pipeline whose LoRA is trained; None where a model of its own is."""
+    reward: Any = None
+    prompts: Any = None
+    """The `PromptSet` that a LoRA is trained on."""
+    sampler: Any = None
+    """What a LoRA's images are drawn by: `sampler.draw(prompts, seeds)` gives [b, 3, h, w]."""
+    picture_settings: dict[str, Any] = field(default_factory=dict)
+    """What a PNG says of how it was drawn."""
+    lora_metadata: dict[str, str] | None = None
+    """What the LoRA's file says beside its weights."""
+    scale: RunningScale | None = None
+    sharded: bool = False
+    """Whether all processes must draw where one does."""
+    stop_asked: Callable[[], bool] = lambda: False
+    """Whether somebody wants the run to stop."""
+    done: int = 0
     """Updates finished."""
-    saved: int
+    saved: int = -1
     """The step of the newest checkpoint."""
-    skipped: int
-    """Steps in a row that a gradient scaler has passed over."""
-    course: dict[str, Any]
-    """What a resumed run has to know beside weights, see `Session`."""
+    skipped: int = 0
+    """Steps in a row that the gradient scaler has passed over."""
+    kept: list[torch.Tensor] = field(default_factory=list)
+    """What a resumed run needs beside its weights: those of an old policy."""
+    course: dict[str, Any] = field(default_factory=dict)
+    """What a resumed run has to know: the base's `pictures` scores; whether any group's scores
+    have `differed`; the running `spread` of scores within a group (nft); the judge's figures of the base (`base`), of the `last` judgment, and
+    `score`, `step` and `since` (judgments without a better one) of the best, `judged_on` what.
+    """
 
     @property
-    def together(self) -> bool:
-        """Whether all processes must draw where one does."""
-        ...
+    def plain(self) -> nn.Module:
+        """The model without wrappers."""
+        return self.accelerator.unwrap_model(self.model)
 
-    @property
-    def picture_settings(self) -> dict[str, Any]:
-        """What a PNG says of how it was drawn."""
-        ...
+    def result(self) -> Any:
+        """A copy of the model to use, with the moving average's weights where there is one."""
+        model = copy.deepcopy(self.plain)
+        if self.ema is not None:
+            self.ema.copy_to(model.parameters())
+        return model.eval()
 
-    @property
-    def lora_metadata(self) -> dict[str, str] | None:
-        """What the LoRA's file says beside its weights."""
-        ...
 
-    def draw(self, prompts: list[str], seeds: list[int]) -> Float[Tensor, "b 3 h w"]:
-        """Images of the present model, one per prompt, each from its seed."""
-        ...
+def make_accelerator(
+    config: Any, device: torch.device, mixed_precision: str | None = None, **settings: Any
+) -> Accelerator:
+    """Accelerate's processes on this kind of device, in the config's precision or bfloat16 where
+    that is faster, unless another is given.
+
+    Raises ValueError where the batch cannot be split over them, or the tracker is missing.
+    """
+    check_tracker(config.tracker)
+    faster = "bf16" if fast_bfloat16(device.type) else "no"
+    accelerator = open_accelerator(
+        cpu=device.type == "cpu",
+        mixed_precision=mixed_precision or config.mixed_precision or faster,
+        log_with=None if config.tracker == "none" else config.tracker,
+        project_dir="runs",  # until the run's folder is made
+        **settings,
+    )
+    if config.batch_size % accelerator.num_processes:
+        raise ValueError(
+            f"batch_size is {config.batch_size}; it must be a multiple of the "
+            f"{accelerator.num_processes} processes"
+        )
+    return accelerator
+
+
+def open_folder(config: Any, accelerator: Accelerator, command: str, **ran: Any) -> Path:
+    """The run's folder, the same in every process; `ran` as for `open_run`."""
+    accelerator.wait_for_everyone()  # or a slower process finds the folder in use
+    folder = [""]
+    if accelerator.is_main_process:
+        place = (config.out, config, config.overwrite, config.resume)
+        folder = [str(open_run(*place, command=command, **ran))]
+    folder = broadcast_object_list(folder)[0]
+    accelerator.project_configuration.logging_dir = folder
+    return Path(folder)
 
 
 def start_trackers(run: Run) -> None:
@@ -72,16 +131,24 @@ def start_trackers(run: Run) -> None:
     run.accelerator.init_trackers("align", config=values)
 
 
-def check_services(config: Any) -> None:
-    """Raise ValueError where the tracker's package is missing, or nobody is logged in to the Hub
-    that the LoRA is to go to: before the training, not after it."""
-    if config.push_to_hub and get_token() is None:
-        raise ValueError(
-            f"push_to_hub is {config.push_to_hub!r}, and nobody is logged in: run `hf auth login`"
-        )
-    tracker = config.tracker
+def reward_name(reward: Any) -> str:
+    """An expression as it is; of anything else that `load_reward` takes, its functions' names."""
+    return reward if isinstance(reward, str) else ", ".join(load_reward(reward).functions)
+
+
+def check_tracker(tracker: str) -> None:
+    """Raise ValueError where the tracker's package is missing."""
     if tracker in ("wandb", "trackio") and importlib.util.find_spec(tracker) is None:
         raise ValueError(
             f"tracker is {tracker!r}, which is not installed: pip install align-diffusion[track]; "
             "tensorboard and none work without it"
+        )
+
+
+def check_login(repository: str | None) -> None:
+    """Raise ValueError where nobody is logged in to the Hub that the LoRA is to go to: before the
+    training, not after it."""
+    if repository and get_token() is None:
+        raise ValueError(
+            f"push_to_hub is {repository!r}, and nobody is logged in: run `hf auth login`"
         )

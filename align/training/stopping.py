@@ -19,11 +19,18 @@ class Interrupted(KeyboardInterrupt):
     """Somebody asked the run to stop."""
 
 
-def agree(accelerator: Any, fault: Diverged | None, stop: bool) -> None:
-    """Raise what any process has met, in all of them, so that none waits for another."""
-    flags = torch.tensor([fault is not None, stop], dtype=torch.float32)
-    if accelerator.num_processes > 1:
-        flags = accelerator.reduce(flags.to(accelerator.device))
+@contextmanager
+def agreed(run: Any) -> Iterator[None]:
+    """Raise in all processes of a run what any has met in the block, so that none waits for
+    another: Diverged, or Interrupted where somebody asked it to stop."""
+    fault = None
+    try:
+        yield
+    except Diverged as error:
+        fault = error
+    flags = torch.tensor([fault is not None, run.stop_asked()], dtype=torch.float32)
+    if run.accelerator.num_processes > 1:
+        flags = run.accelerator.reduce(flags.to(run.accelerator.device))
     if flags[0]:
         raise fault or Diverged("another process has met a value that is not finite")
     if flags[1]:

@@ -19,7 +19,6 @@ import json
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 GIB = 2**30
@@ -76,8 +75,9 @@ def measure(args: argparse.Namespace, steps: int) -> dict:
     from architectures import with_random_weights
 
     from align.alignprop.session import open_session
-    from align.alignprop.update import train_step
+    from align.alignprop.update import figures, losses
     from align.models.load import load_pipeline
+    from align.training.loop import fit
 
     torch.set_num_threads(args.threads)
     if args.architecture:
@@ -86,22 +86,22 @@ def measure(args: argparse.Namespace, steps: int) -> dict:
         pipe = load_pipeline("embedded/scenes", device="cpu")
     with tempfile.TemporaryDirectory() as folder:
         config = settings(args, steps, out=f"{folder}/run")
-        session = open_session(config, reward=brightness, pipe=pipe)
-        session.embed(session.prompts.prompts[:64])  # encoding is no part of an update
+        run = open_session(config, reward=brightness, pipe=pipe)
+        run.sampler.embed(run.prompts.prompts[:64])  # encoding is no part of an update
         gc.collect()
         ctypes.CDLL("libc.so.6").malloc_trim(0)
         loaded = status("VmRSS")
         Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
-        started = time.monotonic()
-        record = train_step(session, 0)
-        seconds, peak = time.monotonic() - started, status("VmHWM")
-        session.accelerator.end_training()
+        found: list[tuple[dict, float]] = []
+        fit(run, losses, figures, on_step=lambda r: found.append((r, status("VmHWM"))) or True)
+        ((record, peak),) = found
+        run.accelerator.end_training()
     return {
         "steps": steps,
         "loaded_gib": loaded / GIB,
         "peak_gib": peak / GIB,
         "above_gib": (peak - loaded) / GIB,
-        "seconds": seconds,
+        "seconds": record["seconds"],
         "grad_norm": record["grad_norm"],
     }
 

@@ -18,7 +18,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers.optimization import get_scheduler
 from judged import MEASURES, REWARDS, interval, judge, save, with_error
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -26,8 +25,10 @@ from safetensors.torch import load_file, save_file
 import align
 from align import scenes
 from align.alignprop.session import open_session
-from align.alignprop.update import train_step
-from align.runs.folder import image_grid, to_pil
+from align.alignprop.update import figures, losses
+from align.runs.folder import image_grid, read_metrics, to_pil
+from align.training.loop import fit
+from align.training.optimizer import make_schedule
 
 # Five minutes of one core. These are the preset's settings of before it was tied to the base.
 RANKED = {
@@ -75,23 +76,19 @@ def train(args: argparse.Namespace) -> None:
 
 def train_whole(config: align.TrainConfig, learning_rate: float) -> list[dict]:
     """Updates of all weights of the U-Net; the LoRA stays zero, as the package trains no other."""
-    session = open_session(config)
-    unet = session.pipe.unet.requires_grad_(True)
+    run = open_session(config)
+    unet = run.pipe.unet.requires_grad_(True)
     weights = {name: p for name, p in unet.named_parameters() if ".lora_" not in name}
-    for parameter in session.parameters:
+    for parameter in run.parameters:
         parameter.requires_grad_(False)
-    session.parameters = list(weights.values())
-    session.optimizer = torch.optim.AdamW(session.parameters, learning_rate, weight_decay=1e-4)
-    session.schedule = get_scheduler(
-        config.lr_schedule,
-        session.optimizer,
-        num_warmup_steps=config.warmup_steps,
-        num_training_steps=config.steps,
-    )
-    metrics = [train_step(session, number) for number in range(config.steps)]
+    run.parameters = list(weights.values())
+    optimizer = torch.optim.AdamW(run.parameters, learning_rate, weight_decay=1e-4)
+    run.schedule = make_schedule(config, optimizer)
+    run.optimizer = run.accelerator.prepare(optimizer)
+    fit(run, losses, figures)
     plain_names = {name.replace(".base_layer", ""): p.data for name, p in weights.items()}
-    save_file(plain_names, session.folder / WEIGHTS)
-    return metrics
+    save_file(plain_names, run.folder / WEIGHTS)
+    return read_metrics(run.folder)
 
 
 def judge_rows(args: argparse.Namespace) -> None:

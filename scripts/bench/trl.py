@@ -167,12 +167,12 @@ def our_side(args: argparse.Namespace):
     """The same, by ours."""
     import torch
 
-    from align.alignprop.preferences import loss_of
     from align.alignprop.session import open_session
-    from align.alignprop.update import train_step
+    from align.alignprop.update import figures, losses
     from align.config.train import TrainConfig
     from align.config.windows import parse_window
     from align.models.lora import save_lora
+    from align.training.optimizer import clip_and_step
 
     torch.set_num_threads(args.threads)
     prompts = Path(args.folder) / "prompts.txt"
@@ -196,17 +196,22 @@ def our_side(args: argparse.Namespace):
             "learning_rate": 1e-3,
             "checkpointing": args.side == "checkpointing",
         }
-    session = open_session(TrainConfig(**settings))
-    loss = loss_of(session.config)
+    run = open_session(TrainConfig(**settings))
 
     def update(number: int) -> float:
         if args.side != "preset":
             kept = kept_steps(seed_of(args, number), args.steps, args.window)
             written = "sparse:" + ",".join(map(str, kept)) + ","
-            session.window = parse_window(written, args.steps)
-        return train_step(session, number, loss_of=loss)["reward"]
+            run.sampler.window = parse_window(written, args.steps)
+        parts = []
+        run.optimizer.zero_grad()
+        for part in losses(run, number):
+            run.accelerator.backward(part.loss)
+            parts.append(part)
+        clip_and_step(run)
+        return figures(run, parts)["reward"]
 
-    return update, lambda folder: save_lora(session.pipe, folder)
+    return update, lambda folder: save_lora(run.pipe, folder)
 
 
 def work(args: argparse.Namespace) -> None:

@@ -14,13 +14,13 @@ import time
 from pathlib import Path
 
 import torch
-from fit_helpers import linear_fit, nan_gradient
+from fit_helpers import linear_run, nan_gradient
 from torch import nn
 
 from align.cli import leave
 from align.config.nar import NarTokenizerConfig, NarTrainConfig
 from align.nar.training import tokenizer as tokenizer_module
-from align.nar.training.fit import make_accelerator, run_fit
+from align.nar.training.fit import open_processes, train_on_pictures
 from align.nar.training.tokenizer import train_tokenizer
 from align.nar.training.train import train_nar
 
@@ -34,14 +34,14 @@ TOKENIZER = {"image_size": 8, "patch": 2, "width": 4, "levels": (5, 5)}
 def linear(folder: Path, fault) -> None:
     """Updates of a linear layer; `fault(loss, update, rank)` makes of its loss what it likes."""
     config = NarTokenizerConfig(**COMMON | {"steps": 5}, out=str(folder))
-    accelerator = make_accelerator(config)
-    fit = linear_fit(config, folder, accelerator)
+    accelerator = open_processes(config)
+    run = linear_run(config, folder, accelerator)
 
     def loss_fn(model: nn.Module, update: int, indices: list[int]):
         loss = model(torch.ones(len(indices), 3)).square().mean()
         return fault(loss, update, accelerator.process_index), {}
 
-    run_fit(fit, loss_fn)
+    train_on_pictures(run, loss_fn, 8)
 
 
 def nan_loss(loss, update, rank):

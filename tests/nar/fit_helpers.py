@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from align.nar.training.fit import make_fit
+from align.nar.training.fit import make_run
 from align.runs.folder import open_run
 
 
@@ -14,11 +14,11 @@ def nan_gradient(x):
     return x
 
 
-def linear_fit(config, folder, accelerator):
+def linear_run(config, folder, accelerator, **settings):
     """A run of a linear layer."""
     torch.manual_seed(0)
     model = nn.Linear(3, 1)
     if accelerator.is_main_process:
         open_run(folder, config, resume=config.resume, command="nar tokenizer")
     groups = [{"params": list(model.parameters())}]
-    return make_fit(config, folder, accelerator, model, groups, 8, {"data": "eight"})
+    return make_run(config, folder, accelerator, model, groups, {"data": "eight"}, **settings)

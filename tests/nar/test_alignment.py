@@ -121,8 +121,8 @@ def test_images_depend_on_their_index_alone(tmp_path):
     """Drawn in other company, by any batch, an image is the same."""
     session = open_session(small_config(tmp_path), reward=brightness, pipe=tiny_pipe())
     seeds = [image_seed("picture", 0, 0, index) for index in range(3)]
-    together = session.draw(PROMPTS, seeds)
-    alone = torch.cat([session.draw([p], [s]) for p, s in zip(PROMPTS, seeds, strict=True)])
+    together = session.sampler.draw(PROMPTS, seeds)
+    alone = torch.cat([session.sampler.draw([p], [s]) for p, s in zip(PROMPTS, seeds, strict=True)])
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
 
 

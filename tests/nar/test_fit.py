@@ -13,13 +13,12 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from align.config.nar import NarTokenizerConfig
-from align.nar.training.checkpoints import resume
-from align.nar.training.fit import make_accelerator, run_fit
+from align.nar.training.fit import open_processes, train_on_pictures
 from align.nar.training.tokenizer import train_tokenizer
 from align.runs.folder import read_metrics
 from align.training.checkpoints import read_checkpoint
 from align.training.stopping import Diverged
-from tests.nar.fit_helpers import linear_fit, nan_gradient
+from tests.nar.fit_helpers import linear_run, nan_gradient
 
 CHILD = Path(__file__).with_name("fit_child.py")
 
@@ -35,16 +34,15 @@ def config(folder, **changes):
 def fitted(folder, fault=lambda loss, update: loss, schedule="cosine", **changes):
     """A run of a linear layer, whose loss `fault` may change."""
     settings = config(folder, **changes)
-    fit = linear_fit(settings, folder, make_accelerator(settings))
+    accelerator = open_processes(settings)
+    run = linear_run(settings, folder, accelerator, schedule=schedule, warmup=1)
 
     def loss_fn(model, update, indices):
         inputs = torch.tensor([[1.0, i, i * i] for i in indices]) / 9
         return fault(model(inputs).square().mean(), update), {}
 
-    if settings.resume is not None:
-        resume(fit)
-    run_fit(fit, loss_fn, schedule=schedule, warmup=1)
-    return fit
+    train_on_pictures(run, loss_fn, 8)
+    return run
 
 
 def weights(folder, step):

@@ -22,11 +22,11 @@ from align.nar.pipeline import NARPipeline
 from align.nar.reference import load_reference
 from align.nar.scheduler import NARScheduler
 from align.nar.training.cache import cached_tokens, digest_of_pictures, digest_of_weights
-from align.nar.training.checkpoints import resume
 from align.nar.training.data import Picture, find_pictures
-from align.nar.training.fit import Fit, make_accelerator, make_fit, open_folder, run_fit
+from align.nar.training.fit import make_run, open_processes, train_on_pictures
 from align.nar.training.train import Conditions, Trained, decay_groups, draw_samples, make_loss
 from align.runs.folder import check_folder, open_run
+from align.training.runs import Run, open_folder
 from align.training.seeding import seeded
 
 
@@ -89,7 +89,7 @@ def convert_nar(config: NarConvertConfig) -> Path:
     pictures = find_pictures(config.data)
     conditions = conditions_of(pipe, pictures)
     settings = train_settings(config, pipe)
-    accelerator = make_accelerator(settings)
+    accelerator = open_processes(settings)
     if accelerator.num_processes > 1:
         raise ValueError(
             f"convert was started with {accelerator.num_processes} processes; it freezes and "
@@ -104,19 +104,17 @@ def convert_nar(config: NarConvertConfig) -> Path:
         "tokenizer": digest_of_weights(pipe.image_tokenizer),
     }
     groups = make_groups(config, trained)
-    fit = make_fit(config, folder, accelerator, trained, groups, len(pictures), contents)
-    if config.resume is not None:
-        resume(fit)
-    set_stage(config, fit)
-    run_fit(
-        fit,
+    run = make_run(config, folder, accelerator, trained, groups, contents, warmup=0)
+    set_stage(config, run)
+    train_on_pictures(
+        run,
         make_loss(settings, tokens, conditions, transformer),
+        len(pictures),
         micro_batch_size=config.micro_batch_size,
-        warmup=0,
-        on_update=lambda fit: set_stage(config, fit),
+        on_step=lambda record: set_stage(config, run),
     )
     trained.requires_grad_(True)
-    draw_samples(fit, conditions, pipe.image_tokenizer).save_pretrained(folder / "pipeline")
+    draw_samples(run, conditions, pipe.image_tokenizer).save_pretrained(folder / "pipeline")
     return folder / "pipeline"
 
 
@@ -128,14 +126,15 @@ def make_groups(config: NarConvertConfig, trained: Trained) -> list[dict]:
         part = nn.ParameterList(
             p for name, p in trained.named_parameters() if is_new(name, layers) == wanted
         )
-        groups += [g | {"lr_scale": scale} for g in decay_groups(part, config.weight_decay)]
+        rate = scale * config.learning_rate
+        groups += [g | {"lr": rate} for g in decay_groups(part, config.weight_decay)]
     return groups
 
 
-def set_stage(config: NarConvertConfig, fit: Fit) -> None:
+def set_stage(config: NarConvertConfig, run: Run) -> None:
     """Freeze the trunk in the first share of the updates, thaw it after."""
-    frozen = fit.done < config.frozen_share * config.steps
-    trained: Any = fit.plain
+    frozen = run.done < config.frozen_share * config.steps
+    trained: Any = run.plain
     for name, parameter in trained.named_parameters():
         parameter.requires_grad_(is_new(name, trained.transformer.config.num_layers) or not frozen)
 

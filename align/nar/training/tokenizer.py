@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from align.config.nar import NarTokenizerConfig
 from align.nar.tokenizer import ImageTokenizer
 from align.nar.training.cache import digest_of_pictures
-from align.nar.training.checkpoints import resume
 from align.nar.training.data import Picture, find_pictures, load_pixels
-from align.nar.training.fit import Fit, make_accelerator, make_fit, open_folder, run_fit
+from align.nar.training.fit import make_run, open_processes, train_on_pictures
 from align.runs.folder import check_folder, image_grid, save_image
+from align.training.runs import Run, open_folder
 from align.training.seeding import seeded
 
 log = logging.getLogger(__name__)
@@ -32,16 +32,14 @@ def train_tokenizer(config: NarTokenizerConfig) -> Path:
     """
     check_folder(config.out, config.overwrite, config.resume)
     pictures = find_pictures(config.data)
-    accelerator = make_accelerator(config)
+    accelerator = open_processes(config)
     with seeded(config.seed):
         tokenizer = make_tokenizer(config)
     load = pixel_loader(pictures, config.image_size)
     folder = open_folder(config, accelerator, "nar tokenizer")
     groups = [{"params": list(tokenizer.parameters())}]
     contents = {"data": digest_of_pictures(pictures)}
-    fit = make_fit(config, folder, accelerator, tokenizer, groups, len(pictures), contents)
-    if config.resume is not None:
-        resume(fit)
+    run = make_run(config, folder, accelerator, tokenizer, groups, contents)
 
     def loss_fn(model: nn.Module, update: int, indices: list[int]) -> tuple[Tensor, dict]:
         images = load(indices).to(accelerator.device)
@@ -50,9 +48,9 @@ def train_tokenizer(config: NarTokenizerConfig) -> Path:
         l2 = error.square().mean()
         return error.abs().mean() + 4 * l2 + extra, {"mse": float(l2.detach())}
 
-    run_fit(fit, loss_fn)
+    train_on_pictures(run, loss_fn, len(pictures))
     if accelerator.is_main_process:
-        _finish(fit, load(list(range(min(8, len(pictures))))).to(accelerator.device))
+        _finish(run, load(list(range(min(8, len(pictures))))).to(accelerator.device))
     return folder / "tokenizer"
 
 
@@ -91,14 +89,14 @@ def pixel_loader(pictures: list[Picture], size: int):
     return load
 
 
-def _finish(fit: Fit, shown: Tensor) -> None:
+def _finish(run: Run, shown: Tensor) -> None:
     """Save the tokenizer and a sheet of pictures above their reconstructions."""
-    tokenizer: ImageTokenizer = fit.result.eval()  # pyright: ignore[reportAssignmentType]
-    tokenizer.save_pretrained(fit.folder / "tokenizer")
+    tokenizer: ImageTokenizer = run.result()
+    tokenizer.save_pretrained(run.folder / "tokenizer")
     ids = tokenizer.encode(shown)
     with torch.no_grad():
         rebuilt = tokenizer.decode(ids)
     sheet = image_grid(torch.cat([shown, rebuilt]).cpu(), columns=len(shown))
-    save_image(fit.folder / "images/reconstructions.png", sheet, prompt="pictures, reconstructions")
+    save_image(run.folder / "images/reconstructions.png", sheet, prompt="pictures, reconstructions")
     used = ids.unique().numel()
     log.info("mean squared error %.5f; %d codes in use", (rebuilt - shown).square().mean(), used)

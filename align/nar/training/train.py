@@ -1,6 +1,5 @@
 """`align nar train`: a class- or text-conditional NAR model on pictures of one's own."""
 
-import copy
 import json
 import logging
 from dataclasses import dataclass
@@ -20,10 +19,10 @@ from align.nar.scheduler import NARScheduler
 from align.nar.text import encode_texts, frozen_encoder, learn_words, small_encoder
 from align.nar.tokenizer import ImageTokenizer
 from align.nar.training.cache import cached_tokens, digest_of_pictures, digest_of_weights
-from align.nar.training.checkpoints import resume
 from align.nar.training.data import Picture, find_pictures
-from align.nar.training.fit import Fit, make_accelerator, make_fit, open_folder, run_fit
+from align.nar.training.fit import make_run, open_processes, train_on_pictures
 from align.runs.folder import check_folder, image_grid, save_image
+from align.training.runs import Run, open_folder
 from align.training.seeding import seeded
 
 log = logging.getLogger(__name__)
@@ -76,7 +75,7 @@ def train_nar(config: NarTrainConfig) -> Path:
     if config.grid is not None and parse_grid(config.grid) != image_tokenizer.grid_shape:
         grid = "x".join(str(side) for side in image_tokenizer.grid_shape)
         raise ValueError(f"grid is {config.grid}, but the tokenizer makes {grid} tokens")
-    accelerator = make_accelerator(config)
+    accelerator = open_processes(config)
     with seeded(config.seed):
         conditions = make_conditions(config, pictures)
         transformer = make_transformer(config, image_tokenizer, conditions)
@@ -89,27 +88,33 @@ def train_nar(config: NarTrainConfig) -> Path:
     tokens = cached_tokens(folder, pictures, image_tokenizer, config.flip, accelerator)
     trained = Trained(transformer, None if conditions.frozen else conditions.encoder)
     groups = decay_groups(trained, config.weight_decay)
-    fit = make_fit(config, folder, accelerator, trained, groups, len(pictures), contents)
-    if config.compile:
-        transformer.compile_repeated_blocks()
-    if config.resume is not None:
-        resume(fit)
-
-    def on_update(fit: Fit) -> None:
-        if config.sample_every and fit.done % config.sample_every == 0:
-            draw_samples(fit, conditions, image_tokenizer)
-
-    run_fit(
-        fit,
-        make_loss(config, tokens, conditions, transformer),
-        micro_batch_size=config.micro_batch_size,
+    run = make_run(
+        config,
+        folder,
+        accelerator,
+        trained,
+        groups,
+        contents,
         schedule=config.lr_schedule,
         warmup=config.warmup_steps,
         max_grad_norm=config.max_grad_norm,
-        on_update=on_update,
+    )
+    if config.compile:
+        transformer.compile_repeated_blocks()
+
+    def on_step(record: dict[str, Any]) -> None:
+        if config.sample_every and run.done % config.sample_every == 0:
+            draw_samples(run, conditions, image_tokenizer)
+
+    train_on_pictures(
+        run,
+        make_loss(config, tokens, conditions, transformer),
+        len(pictures),
+        micro_batch_size=config.micro_batch_size,
+        on_step=on_step,
     )
     if accelerator.is_main_process:
-        draw_samples(fit, conditions, image_tokenizer).save_pretrained(folder / "pipeline")
+        draw_samples(run, conditions, image_tokenizer).save_pretrained(folder / "pipeline")
     return folder / "pipeline"
 
 
@@ -248,12 +253,11 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     ]
 
 
-def make_pipeline(fit: Fit, conditions: Conditions, image_tokenizer: Any) -> NARPipeline:
+def make_pipeline(run: Run, conditions: Conditions, image_tokenizer: Any) -> NARPipeline:
     """The weights to use, as a pipeline."""
-    # decoding changes the weights' memory layout, and with it the last bits of later updates
-    result: Any = fit.result if fit.average is not None else copy.deepcopy(fit.result)
+    result = run.result()
     return NARPipeline(
-        result.transformer.eval(),
+        result.transformer,
         image_tokenizer,
         NARScheduler(guidance_scale=2.0),
         conditions.words,
@@ -263,9 +267,9 @@ def make_pipeline(fit: Fit, conditions: Conditions, image_tokenizer: Any) -> NAR
 
 
 @torch.no_grad()
-def draw_samples(fit: Fit, conditions: Conditions, image_tokenizer: Any) -> NARPipeline:
+def draw_samples(run: Run, conditions: Conditions, image_tokenizer: Any) -> NARPipeline:
     """Write a sheet of samples, four of each example, and return the pipeline that drew them."""
-    pipe = make_pipeline(fit, conditions, image_tokenizer)
+    pipe = make_pipeline(run, conditions, image_tokenizer)
     pipe.set_progress_bar_config(disable=True)
     examples = conditions.examples
     named: dict[str, Any] = (
@@ -275,9 +279,9 @@ def draw_samples(fit: Fit, conditions: Conditions, image_tokenizer: Any) -> NARP
     settings: dict[str, Any] = {"num_images_per_prompt": 4, "output_type": "pt"}
     images: Any = pipe(**named, **settings, generator=generators, return_dict=False)[0]
     save_image(
-        fit.folder / f"images/samples-{fit.done:06d}.png",
+        run.folder / f"images/samples-{run.done:06d}.png",
         image_grid(images.cpu(), columns=4),
         prompt="\n".join(examples),
-        model=str(fit.folder),
+        model=str(run.folder),
     )
     return pipe
