@@ -185,13 +185,42 @@ def test_settings_that_do_not_fit(tmp_path, changes, sentence):
         small_config(tmp_path, **DPO | changes)
 
 
-def test_a_flow_model_is_refused(tmp_path):
-    config = small_config(tmp_path, **DPO)
-    with pytest.raises(
-        ValueError, match=r"StableDiffusion3Pipeline with FlowMatch.* use alignprop"
-    ):
-        check_method(config, build("sd3"))
-    check_method(config, with_scheduler(build("sd"), "EulerDiscreteScheduler"))
+def test_models_that_are_refused(tmp_path):
+    """DPO needs to know what a model predicts of a noised image; nft also many steps."""
+    dpo = small_config(tmp_path, **DPO)
+    for name in ("sd", "sd3", "flux-dev", "sana", "lcm"):
+        check_method(dpo, build(name))
+    check_method(dpo, with_scheduler(build("sd"), "EulerDiscreteScheduler"))
+    with pytest.raises(ValueError, match=r"SanaSprintPipeline with SCMScheduler is none: use"):
+        check_method(dpo, build("sana-sprint"))
+    nft = small_config(tmp_path, **DPO | {"method": "nft"})
+    for name in ("sd", "sd3", "flux-dev", "sana"):
+        check_method(nft, build(name))
+    for name in ("sd-turbo", "lcm", "flux-schnell"):
+        with pytest.raises(ValueError, match=r"'nft', which blurs models .* few steps"):
+            check_method(nft, build(name))
+
+
+@pytest.mark.parametrize("name", ["sd3", "flux-dev", "sana"])
+def test_a_flow_model_learns_to_be_dark(tmp_path, name):
+    pipe = build(name)
+    size = pipe_size(name)
+    settings = DPO | size | {"steps": 12, "learning_rate": 0.03, "beta": 30.0, "warmup_steps": 0}
+    before = darkness(draw(pipe, size), [])
+    run(tmp_path, reward=darkness, pipe=pipe, **settings)
+    rise = darkness(draw(pipe, size), []) - before
+    assert rise.mean() > 3 * rise.std() / len(rise) ** 0.5 > 0
+
+
+def pipe_size(name):
+    side = 32 if name == "sana" else 16
+    return {"height": side, "width": side}
+
+
+def draw(pipe, size):
+    with torch.no_grad():
+        settings = {"num_inference_steps": 3, "guidance_scale": 2.0, "max_sequence_length": 16}
+        return generate(pipe, ["a", "d e", "gh"] * 8, seed=1, **settings, **size)
 
 
 def test_the_estimate_counts_the_compared_images(tmp_path):

@@ -172,14 +172,14 @@ class Needs:
         kept = self._kept_calls(config)
         micro = min(config.micro_batch_size or config.batch_size, config.batch_size)
         drawn = 0
-        if config.method == "dpo":  # one unguided pass over both images of every pair
+        if config.method == "dpo" and config.compares:
+            # one unguided pass over both images of every pair
             kept, drawn = 1, micro
             micro = micro // config.group_size * compared_images(config)
-            if config.pairs:
-                drawn, micro = 0, 2 * micro
         elif config.method != "alignprop":  # an unguided pass over the images a timestep
             kept = 1 if config.checkpointing else config.pair_timesteps
-            drawn = micro if config.method == "nft" else 0
+            drawn = micro if config.compares else 0
+            micro *= 2 if config.method == "dpo" else 1
         peak = self.activations(
             micro,
             size,

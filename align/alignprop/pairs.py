@@ -160,7 +160,7 @@ def _rows(run: Run, update: int, indices: Sequence[int]) -> tuple[Bucket, list[i
 
 
 def _latents(source: Source, size: tuple[int, int], pipe: Any) -> Float[Tensor, "1 c h w"]:
-    picture = ImageOps.fit(open_picture(source), size[::-1], Image.Resampling.LANCZOS)
+    picture = ImageOps.fit(open_picture(source), (size[1], size[0]), Image.Resampling.LANCZOS)
     pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 255
     return encode(pipe, pixels).cpu()
 

@@ -28,7 +28,7 @@ from align.diffusion.prompt_limits import warn_about_prompts
 from align.diffusion.sample import make_noise, sample
 from align.diffusion.schedules import check_schedule, set_scheduler
 from align.language.pairs import read_pairs
-from align.language.prompts import training_prompts
+from align.language.prompts import refuse_reserved, training_prompts
 from align.models.load import default_dtype, load_pipeline, torch_device, torch_dtype
 from align.models.lora import add_lora
 from align.models.processes import own_device
@@ -108,6 +108,8 @@ def open_session(config: TrainConfig, *, reward: Any = None, pipe: Any = None) -
         raise ValueError("shard and quantize are both given; they cannot be combined")
     pairs = read_pairs(config.pairs, config.method == "dpo") if config.pairs else []
     prompts = prompts_of(pairs) if pairs else training_prompts(config)
+    if pairs:
+        refuse_reserved(prompts, "pairs", "train on pictures of other prompts")
     accelerator, device = open_processes(config, pipe)
     reward = trained_reward(config, device, reward)
     if config.normalize_rewards and reward.expression.kind_within("z", "product"):
@@ -245,7 +247,7 @@ def check_method(config: TrainConfig, pipe: Any) -> None:
     name = type(pipe).__name__
     if prediction_kind(pipe.scheduler) is None:
         raise ValueError(
-            f"method is {config.method!r}, which needs a model that predicts noise, its velocity or "
+            f"method is {config.method!r}, which needs a model that predicts noise, a velocity or "
             f"the image; {name} with {type(pipe.scheduler).__name__} is none: use alignprop"
         )
     few = is_distilled(pipe) or name in ("LatentConsistencyModelPipeline", "SanaSprintPipeline")

@@ -170,13 +170,14 @@ def figures(run: Run, parts: list[BatchLoss]) -> dict[str, Any]:
     terms = {n: gather(torch.cat([part.terms[n] for part in parts])) for n in parts[0].terms}
     if terms:
         scores = gather(torch.cat([part.scores for part in parts if part.scores is not None]))
+        if "spread" in run.course:
+            scaled = run.reward.combine(run.scale(terms)) if run.scale else scores
+            run.course["spread"] = running_spread(run.course["spread"], scaled, c.group_size)
         if run.scale is not None:
             run.scale.update(terms)
         record = {"reward": scores.mean().item(), "reward_std": scores.std(correction=0).item()}
         if c.compares:
             record["flat_groups"] = flat_share(run, scores, c.group_size)
-        if "spread" in run.course:
-            run.course["spread"] = running_spread(run.course["spread"], scores, c.group_size)
         record["terms"] = {name: score.mean().item() for name, score in terms.items()}
     for name in parts[0].figures:
         values = torch.stack([part.figures[name] for part in parts])

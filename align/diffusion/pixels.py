@@ -75,7 +75,8 @@ def encode(pipe: Any, images: Float[Tensor, "b 3 height width"]) -> Float[Tensor
     vae = pipe.vae
     if vae.dtype == torch.float16 and vae.config.get("force_upcast", False):
         vae = copy.deepcopy(vae).float()  # as in `decode`
-    encoded = vae.encode((2 * images - 1).to(vae), return_dict=False)[0]
+    pixels = (2 * images - 1).to(vae.device, vae.dtype)
+    encoded = vae.encode(pixels, return_dict=False)[0]
     # DC-AE, of SANA, has no posterior
     latents = encoded.mode() if hasattr(encoded, "mode") else encoded
     if "scaling_factor" not in vae.config:

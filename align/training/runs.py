@@ -64,8 +64,9 @@ class Run:
     """What a resumed run needs beside its weights: those of an old policy."""
     course: dict[str, Any] = field(default_factory=dict)
     """What a resumed run has to know: the base's `pictures` scores; whether any group's scores
-    have `differed`; the running `spread` of scores within a group (nft); the judge's figures of the base (`base`), of the `last` judgment, and
-    `score`, `step` and `since` (judgments without a better one) of the best, `judged_on` what.
+    have `differed`; the running `spread` of scores within a group (nft); the judge's figures of
+    the base (`base`), of the `last` judgment, and `score`, `step` and `since` (judgments without
+    a better one) of the best, `judged_on` what.
     """
 
     @property
