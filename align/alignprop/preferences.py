@@ -14,7 +14,6 @@ from align.alignprop.update import BatchLoss, image_terms
 from align.alignprop.windows import Draw
 from align.diffusion.denoisers import family_of
 from align.diffusion.pixels import decode
-from align.diffusion.sample import make_noise, sample
 from align.language.prompts import draw_prompts
 from align.models.lora import lora_disabled, lora_merged
 from align.training.runs import Run
@@ -91,23 +90,14 @@ def _draw(
     run: Run, update: int, indices: Sequence[int], embeds: dict[str, Tensor]
 ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b 3 height width"]]:
     """Latents and images of the present model, each from the noise of its global index."""
-    c, pipe = run.config, run.pipe
-    denoise = run.sampler.denoiser(embeds)
-    seeds = [image_seed("noise", c.seed, update, index) for index in indices]
+    seeds, eta_seeds = (
+        [image_seed(purpose, run.config.seed, update, index) for index in indices]
+        for purpose in ("noise", "eta")
+    )
     # Sharded weights cannot be added to.
-    with nullcontext() if c.shard else lora_merged(pipe):
-        latents = sample(
-            denoise,
-            pipe.scheduler,
-            make_noise(pipe, seeds, c.height, c.width),
-            num_inference_steps=c.num_inference_steps,
-            eta=c.eta,
-            generator=[
-                torch.Generator().manual_seed(image_seed("eta", c.seed, update, index))
-                for index in indices
-            ],
-        )
-    return latents, decode(pipe, latents)
+    with nullcontext() if run.sharded else lora_merged(run.pipe):
+        latents = run.sampler.latents(embeds, seeds, eta_seeds)
+    return latents, decode(run.pipe, latents)
 
 
 def _noises(
