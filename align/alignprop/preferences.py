@@ -10,12 +10,13 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from align.alignprop.update import BatchLoss, image_terms
+from align.alignprop.update import BatchLoss
 from align.alignprop.windows import Draw
 from align.diffusion.denoisers import family_of
 from align.diffusion.pixels import decode
 from align.language.prompts import draw_prompts
 from align.models.lora import lora_disabled, lora_merged
+from align.training.pictures import image_terms
 from align.training.runs import Run
 from align.training.seeding import image_seed
 
@@ -30,9 +31,7 @@ def preference_loss(run: Run, update: int, indices: Sequence[int]) -> BatchLoss:
     c = run.config
     groups = [index // c.group_size for index in indices[:: c.group_size]]
     rows = draw_prompts(len(run.prompts), seed=c.seed, update=update, indices=groups)
-    rows = [row for row in rows for _ in range(c.group_size)]
-    prompts = [run.prompts.prompts[row] for row in rows]
-    metadata = [run.prompts.metadata[row] for row in rows]
+    prompts, metadata = run.prompts.pick(rows, c.group_size)
     embeds = run.sampler.embed(prompts)
     latents, images = _draw(run, update, indices, embeds)
     terms = image_terms(run, images, prompts, metadata)
