@@ -13,7 +13,7 @@ from torch import Tensor
 from align.diffusion.denoisers import Denoiser, family_of
 from align.diffusion.forward_process import prediction_kind
 from align.diffusion.pixels import decode
-from align.diffusion.sample import make_noise, prepare_scheduler, sample
+from align.diffusion.sample import prepare_scheduler
 from align.language.prompts import draw_prompts
 from align.models.lora import lora_merged
 from align.training.runs import Run
@@ -36,30 +36,19 @@ class Drawn:
 @torch.no_grad()
 def draw_groups(run: Run, update: int, indices: Sequence[int]) -> Drawn:
     """The images of an update with these global indices by the present model: whole groups."""
-    c, pipe = run.config, run.pipe
+    c = run.config
     groups = [index // c.group_size for index in indices[:: c.group_size]]
     rows = draw_prompts(len(run.prompts), seed=c.seed, update=update, indices=groups)
-    rows = [row for row in rows for _ in range(c.group_size)]
-    prompts = [run.prompts.prompts[row] for row in rows]
+    prompts, metadata = run.prompts.pick(rows, c.group_size)
     embeds = run.sampler.embed(prompts)
-
-    def generators(purpose: str) -> list[torch.Generator]:
-        seeds = [image_seed(purpose, c.seed, update, index) for index in indices]
-        return [torch.Generator().manual_seed(seed) for seed in seeds]
-
-    seeds = [image_seed("noise", c.seed, update, index) for index in indices]
+    seeds, eta_seeds = (
+        [image_seed(purpose, c.seed, update, index) for index in indices]
+        for purpose in ("noise", "eta")
+    )
     # Sharded weights cannot be added to.
-    with nullcontext() if c.shard else lora_merged(pipe):
-        latents = sample(
-            run.sampler.denoiser(embeds),
-            pipe.scheduler,
-            make_noise(pipe, seeds, c.height, c.width),
-            num_inference_steps=c.num_inference_steps,
-            eta=c.eta,
-            generator=generators("eta"),
-        )
-    metadata = [run.prompts.metadata[row] for row in rows]
-    return Drawn(latents, decode(pipe, latents), prompts, metadata, embeds, groups)
+    with nullcontext() if run.sharded else lora_merged(run.pipe):
+        latents = run.sampler.latents(embeds, seeds, eta_seeds)
+    return Drawn(latents, decode(run.pipe, latents), prompts, metadata, embeds, groups)
 
 
 def learning_denoiser(run: Run, embeds: dict[str, Tensor]) -> Denoiser:

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from align.alignprop.drawn import Drawn, draw_groups, group_noises, learning_denoiser
-from align.alignprop.update import BatchLoss, image_terms, running_spread
+from align.alignprop.update import BatchLoss, running_spread
 from align.alignprop.windows import Draw
 from align.diffusion.forward_process import (
     coefficients,
@@ -30,6 +30,7 @@ from align.diffusion.forward_process import (
     target,
 )
 from align.models.lora import lora_disabled
+from align.training.pictures import image_terms
 from align.training.runs import Run
 from align.training.seeding import image_seed, seeded
 

@@ -9,11 +9,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from align.alignprop.drawn import draw_groups, group_noises, learning_denoiser
-from align.alignprop.update import BatchLoss, image_terms
+from align.alignprop.update import BatchLoss
 from align.alignprop.windows import Draw
 from align.diffusion.denoisers import Denoiser
 from align.diffusion.forward_process import coefficients, corrupt, prediction_kind, target
 from align.models.lora import lora_disabled
+from align.training.pictures import image_terms
 from align.training.runs import Run
 
 

@@ -70,22 +70,29 @@ class Sampler:
         size = {"height": c.height, "width": c.width}
         return make_denoiser(self.pipe, None, prompt_embeds=embeds, **size, **settings)
 
+    def latents(
+        self, embeds: dict[str, Tensor], seeds: list[int], eta_seeds: list[int]
+    ) -> Float[Tensor, "b c h w"]:
+        """Latents of the present model, each from the noise of its seed, with the training's own
+        steps and guidance; `eta_seeds` are of the noise within the steps."""
+        c, pipe = self.config, self.pipe
+        return sample(
+            self.denoiser(embeds),
+            pipe.scheduler,
+            make_noise(pipe, seeds, c.height, c.width),
+            num_inference_steps=c.num_inference_steps,
+            eta=c.eta,
+            generator=[torch.Generator().manual_seed(seed) for seed in eta_seeds],
+        )
+
     @torch.no_grad()
     def draw(self, prompts: list[str], seeds: list[int]) -> Float[Tensor, "b 3 h w"]:
-        """Images of the present model, one per prompt, from the noise of its seed, with the
-        training's own steps and guidance."""
-        c, pipe, parts = self.config, self.pipe, []
+        """Images of the present model, one per prompt, each from its seed."""
+        parts = []
         for start in range(0, len(prompts), DRAW_BATCH):
-            piece = slice(start, start + DRAW_BATCH)
-            latents = sample(
-                self.denoiser(self.embed(prompts[piece])),
-                pipe.scheduler,
-                make_noise(pipe, seeds[piece], c.height, c.width),
-                num_inference_steps=c.num_inference_steps,
-                eta=c.eta,
-                generator=[torch.Generator().manual_seed(seed + 1) for seed in seeds[piece]],
-            )
-            parts.append(decode(pipe, latents))
+            embeds, own = self.embed(prompts[start:][:DRAW_BATCH]), seeds[start:][:DRAW_BATCH]
+            latents = self.latents(embeds, own, [seed + 1 for seed in own])
+            parts.append(decode(self.pipe, latents))
         return torch.cat(parts)
 
 

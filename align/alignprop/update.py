@@ -18,9 +18,10 @@ from align.language.prompts import draw_prompts
 from align.models.lora import lora_disabled
 from align.training.groups import flat_share
 from align.training.optimizer import average_gradients
+from align.training.pictures import image_terms
 from align.training.runs import Run
 from align.training.seeding import image_seed, seeded
-from align.training.stopping import Diverged, agreed
+from align.training.stopping import agreed
 
 
 @dataclass
@@ -46,8 +47,7 @@ def batch_loss(run: Run, update: int, indices: Sequence[int]) -> BatchLoss:
     """
     c, pipe = run.config, run.pipe
     rows = draw_prompts(len(run.prompts), seed=c.seed, update=update, indices=indices)
-    prompts = [run.prompts.prompts[row] for row in rows]
-    metadata = [run.prompts.metadata[row] for row in rows]
+    prompts, metadata = run.prompts.pick(rows)
     draw = draw_window(
         run.sampler.window, c.num_inference_steps, seed=c.seed, update=update, indices=indices
     )
@@ -97,22 +97,6 @@ def loss_scale(accelerator: Any) -> float:
     """What accelerate multiplies a loss by before its backward pass."""
     scaler = accelerator.scaler
     return (1.0 if scaler is None else scaler.get_scale()) / accelerator.gradient_accumulation_steps
-
-
-def image_terms(
-    run: Run,
-    images: Float[Tensor, "b 3 h w"],
-    prompts: list[str],
-    metadata: list[dict[str, Any]],
-) -> dict[str, Float[Tensor, " b"]]:
-    """The reward's terms. Raises Diverged where an image or a score is not finite."""
-    if not images.isfinite().all():
-        raise Diverged("the images are no longer finite numbers")
-    terms = run.reward.terms(images, prompts, metadata)
-    for name, scores in terms.items():
-        if not scores.isfinite().all():
-            raise Diverged(f"reward {name} is {scores[~scores.isfinite()][0].item()}")
-    return terms
 
 
 def term_gradients(

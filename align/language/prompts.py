@@ -32,6 +32,11 @@ class PromptSet:
     def __len__(self) -> int:
         return len(self.prompts)
 
+    def pick(self, rows: Sequence[int], times: int = 1) -> tuple[list[str], list[dict]]:
+        """The prompts of these rows and their metadata, each so many times, one after the other."""
+        rows = [row for row in rows for _ in range(times)]
+        return [self.prompts[row] for row in rows], [self.metadata[row] for row in rows]
+
 
 def builtin_names() -> tuple[str, ...]:
     """The names of the built-in sets."""

@@ -41,8 +41,7 @@ class HeldOutJudge:
         # Only who measures holds the judge's weights.
         measures = everywhere or is_first()
         self.judge = load_judge(config.judge, own_device(config.device)) if measures else None
-        self.prompts = [prompts.prompts[row] for row in rows for _ in range(NOISES)]
-        self.metadata = [prompts.metadata[row] for row in rows for _ in range(NOISES)]
+        self.prompts, self.metadata = prompts.pick(rows, NOISES)
         self.judged_on = digest_of(prompts)
         self.patience = config.patience
         if warning := not_held_out(config):

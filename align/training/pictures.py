@@ -1,11 +1,15 @@
 """Pictures of a run: the same prompts and noises, drawn before, during and after."""
 
+from typing import Any
+
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from align.runs.folder import image_grid, save_image
 from align.training.runs import Run
 from align.training.seeding import image_seed, seeded
+from align.training.stopping import Diverged
 
 PICTURES = 8
 
@@ -20,8 +24,7 @@ def score_pictures(run: Run, name: str | None) -> dict[str, Tensor]:
     """Draw the fixed pictures, save them as `images/NAME.png`, return each reward term [b]."""
     c, rows = run.config, spread(len(run.prompts), PICTURES)
     rows = (rows * PICTURES)[:PICTURES] if len(rows) < PICTURES else rows
-    prompts = [run.prompts.prompts[row] for row in rows]
-    metadata = [run.prompts.metadata[row] for row in rows]
+    prompts, metadata = run.prompts.pick(rows)
     seeds = [image_seed("picture", c.seed, 0, i) for i in range(len(rows))]
     images = run.sampler.draw(prompts, seeds)
     if name is not None:
@@ -38,3 +41,19 @@ def score_pictures(run: Run, name: str | None) -> dict[str, Tensor]:
         )
     with torch.no_grad(), seeded(image_seed("pictures", c.seed, run.done, 0)):
         return run.reward.terms(images, prompts, metadata)
+
+
+def image_terms(
+    run: Run,
+    images: Float[Tensor, "b 3 h w"],
+    prompts: list[str],
+    metadata: list[dict[str, Any]],
+) -> dict[str, Float[Tensor, " b"]]:
+    """The reward's terms. Raises Diverged where an image or a score is not finite."""
+    if not images.isfinite().all():
+        raise Diverged("the images are no longer finite numbers")
+    terms = run.reward.terms(images, prompts, metadata)
+    for name, scores in terms.items():
+        if not scores.isfinite().all():
+            raise Diverged(f"reward {name} is {scores[~scores.isfinite()][0].item()}")
+    return terms

@@ -34,6 +34,7 @@ from align.training.groups import flat_share
 from align.training.judge import HeldOutJudge
 from align.training.loop import OnStep, TrainResult, begin, finish, fit
 from align.training.optimizer import average_gradients, make_schedule
+from align.training.pictures import image_terms
 from align.training.runs import Run, check_login, make_accelerator, open_folder, reward_name
 from align.training.seeding import image_seed, seeded
 from align.training.stopping import Diverged, agreed, clear_memory_errors, stop_signals
@@ -188,18 +189,13 @@ def sample_groups(run: Run, update: int) -> Sampled:
     first = run.accelerator.process_index * share
     groups = range(first, first + share)
     rows = draw_prompts(len(run.prompts), seed=c.seed, update=update, indices=groups)
-    rows = [row for row in rows for _ in range(c.group_size)]
-    prompts = [run.prompts.prompts[row] for row in rows]
-    metadata = [run.prompts.metadata[row] for row in rows]
+    prompts, metadata = run.prompts.pick(rows, c.group_size)
     indices = range(first * c.group_size, (first + share) * c.group_size)
     seeds = [image_seed("sample", c.seed, update, index) for index in indices]
     condition, mask = run.sampler.conditions(prompts)
     ids = run.sampler.draw_ids(condition, mask, seeds)
     images = torch.cat([pipe.preview(part) for part in ids.split(DRAW_BATCH)])
-    terms = run.reward.terms(images, prompts, metadata)
-    for name, score in terms.items():
-        if not score.isfinite().all():
-            raise Diverged(f"reward {name} is {score[~score.isfinite()][0].item()}")
+    terms = image_terms(run, images, prompts, metadata)
     scores = run.reward.combine(terms).to(images.device)
     return Sampled(ids, condition, mask, terms, scores)
 

@@ -7,14 +7,13 @@ cross-entropy of the mixture and a little of each head's own. Departure from its
 gate reads hidden states, as this package's models do, not detached logits.
 """
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from align.config.nar import NarConvertConfig, NarTrainConfig, parse_grid
+from align.config.nar import NarConvertConfig, parse_grid
 from align.nar.llamagen import load_llamagen_tokenizer
 from align.nar.load import load_nar_pipeline
 from align.nar.model import NARTransformer2DModel
@@ -88,8 +87,7 @@ def convert_nar(config: NarConvertConfig) -> Path:
         return folder / "pipeline"
     pictures = find_pictures(config.data)
     conditions = conditions_of(pipe, pictures)
-    settings = train_settings(config, pipe)
-    accelerator = open_processes(settings)
+    accelerator = open_processes(config)
     if accelerator.num_processes > 1:
         raise ValueError(
             f"convert was started with {accelerator.num_processes} processes; it freezes and "
@@ -108,7 +106,7 @@ def convert_nar(config: NarConvertConfig) -> Path:
     set_stage(config, run)
     train_on_pictures(
         run,
-        make_loss(settings, tokens, conditions, transformer),
+        make_loss(config, tokens, conditions, transformer),
         len(pictures),
         micro_batch_size=config.micro_batch_size,
         on_step=lambda record: set_stage(config, run),
@@ -192,15 +190,3 @@ def conditions_of(pipe: NARPipeline, pictures: list[Picture]) -> Conditions:
             raise ValueError(f"{picture.name} is of class {picture.label!r}; known: {known}")
     found = torch.tensor([numbers[picture.label or ""] for picture in pictures])
     return Conditions(labels=found, names=tuple(names[i] for i in sorted(names)))
-
-
-def train_settings(config: NarConvertConfig, pipe: Any) -> NarTrainConfig:
-    """The same settings as those of `align nar train`, whose loop this is."""
-    shared = {field.name for field in dataclasses.fields(NarTrainConfig)}
-    values = {k: v for k, v in dataclasses.asdict(config).items() if k in shared}
-    values |= {
-        "tokenizer": config.tokenizer or "",
-        "text_tokens": pipe.transformer.num_condition_tokens,
-        "num_heads": pipe.transformer.config.num_heads,
-    }
-    return NarTrainConfig(**values)

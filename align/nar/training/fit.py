@@ -26,6 +26,7 @@ from align.training.runs import Run, make_accelerator
 from align.training.seeding import seeded
 from align.training.stopping import Diverged, agreed, stop_signals
 
+Pictured = NarTokenizerConfig | NarTrainConfig | NarConvertConfig
 # (model, update, indices of pictures) -> (mean loss, numbers to log)
 LossFn = Callable[[nn.Module, int, list[int]], tuple[Tensor, dict[str, float]]]
 
@@ -38,7 +39,7 @@ class Part:
     logged: dict[str, float]
 
 
-def open_processes(config: NarTokenizerConfig | NarTrainConfig) -> Accelerator:
+def open_processes(config: Pictured) -> Accelerator:
     """Accelerate's processes, each with its threads."""
     if config.threads is not None:
         torch.set_num_threads(config.threads)
@@ -46,7 +47,7 @@ def open_processes(config: NarTokenizerConfig | NarTrainConfig) -> Accelerator:
 
 
 def make_run(
-    config: NarTokenizerConfig | NarTrainConfig | NarConvertConfig,
+    config: Pictured,
     folder: Path,
     accelerator: Accelerator,
     model: nn.Module,

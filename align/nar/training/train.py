@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from align.config.nar import NarTrainConfig, parse_grid
+from align.config.nar import NarConvertConfig, NarTrainConfig, parse_grid
 from align.nar.llamagen import LlamaGenTokenizer
 from align.nar.model import NARTransformer2DModel
 from align.nar.pipeline import NARPipeline
@@ -119,7 +119,7 @@ def train_nar(config: NarTrainConfig) -> Path:
 
 
 def make_loss(
-    config: NarTrainConfig,
+    config: NarTrainConfig | NarConvertConfig,
     tokens: Int[Tensor, "views n t"],
     conditions: Conditions,
     transformer: NARTransformer2DModel,
@@ -131,7 +131,8 @@ def make_loss(
         rows = torch.tensor(indices)
         view = torch.randint(len(tokens), (len(rows),))
         ids = tokens[view, rows].long().to(device)
-        condition, mask = batch_condition(config, conditions, rows, device)
+        length = transformer.num_condition_tokens
+        condition, mask = batch_condition(conditions, rows, length, device)
         drop = (torch.rand(len(rows)) < config.condition_dropout).to(device)
         heads = config.head_loss > 0
         out = model(ids, condition, mask, drop, heads)
@@ -150,7 +151,7 @@ def make_loss(
 
 
 def batch_condition(
-    config: NarTrainConfig, conditions: Conditions, rows: Tensor, device: torch.device
+    conditions: Conditions, rows: Tensor, length: int, device: torch.device
 ) -> tuple[Tensor, Tensor | None]:
     """Labels, token ids of captions, or features of a frozen encoder with their mask."""
     if conditions.labels is not None:
@@ -159,13 +160,11 @@ def batch_condition(
     if conditions.frozen:
         conditions.encoder.to(device)
         with torch.no_grad():
-            return encode_texts(
-                conditions.words, conditions.encoder, texts, config.text_tokens, masked=True
-            )
+            return encode_texts(conditions.words, conditions.encoder, texts, length, masked=True)
     encoded = conditions.words(
         texts,
         padding="max_length",
-        max_length=config.text_tokens,
+        max_length=length,
         truncation=True,
         return_tensors="pt",
     )
