@@ -50,7 +50,8 @@ def resume(fit: Any) -> bool:
     """
     found = find_checkpoint(fit.folder, fit.config, identity=IDENTITY)
     if found is not None:
-        if found[1]["contents"].get("tokenizer") != fit.contents.get("tokenizer"):
+        tokens = fit.contents.get("tokenizer")
+        if found[1]["contents"].get("tokenizer", tokens) != tokens:
             raise ValueError(
                 f"{fit.folder} was trained on the tokens of another image tokenizer; resume it "
                 "with that, or give another --out"
