@@ -138,6 +138,8 @@ def list_checkpoints(run: Path) -> list[Path]:
 def read_checkpoint(folder: Path) -> dict[str, Any] | None:
     """What checkpoint.json says; None, with a warning, where a file is missing or torn."""
     try:
+        if (folder / "state.json").is_file():
+            return _former_state(folder)
         state = json.loads((folder / "checkpoint.json").read_text(encoding="utf-8"))
         damaged = [n for n, digest in state["sha256"].items() if _sha256(folder / n) != digest]
     except (OSError, ValueError, KeyError) as error:
@@ -148,6 +150,16 @@ def read_checkpoint(folder: Path) -> dict[str, Any] | None:
         log.warning("warning: %s is damaged (%s); looking for an older one", folder, names)
         return None
     return state
+
+
+def _former_state(folder: Path) -> dict[str, Any]:
+    """Of a NAR run of d6ba49c or earlier: it had state.json and no checksums, the settings lie in
+    run.json, and what its files held is not known."""
+    state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    run = json.loads((folder.parents[1] / "run.json").read_text(encoding="utf-8"))
+    step = {"stepped": state["step"], "schedule": {"last_epoch": state["step"]}}
+    said = {"identity": run["config"], "settings": run["config"], "contents": {}}
+    return {"ema": None, "reward_moments": None, "course": {}, **step, **said, **state}
 
 
 def check_identity(config: Any, state: dict[str, Any], run: Path) -> None:
@@ -252,7 +264,8 @@ def _state(run: Run) -> dict[str, Any]:
 
 def _load(run: Run, folder: Path, state: dict[str, Any]) -> None:
     """Raises ValueError where the weights are of another network or image tokenizer."""
-    if state.get("contents", {}).get("tokenizer") != run.contents.get("tokenizer"):
+    tokens = run.contents.get("tokenizer")
+    if state.get("contents", {}).get("tokenizer", tokens) != tokens:
         raise ValueError(
             f"{run.folder} was trained on the tokens of another image tokenizer; resume it "
             "with that, or give another --out"
