@@ -41,6 +41,10 @@ NORMS = {
         r"transformer_blocks\.(\d+)\.scale_shift_table": r"blocks.\1.scale_shift_table",
         r"scale_shift_table": "final_layer.scale_shift_table",
     },
+    "ZImageTransformer2DModel": {
+        r"(.+)\.attention\.norm_(q|k)": r"\1.attention.\2_norm",
+        r"all_(x_embedder|final_layer)\.2-1(.*)": r"\1\2",
+    },
 }
 
 
@@ -130,6 +134,8 @@ def transformer_tensors(transformer) -> dict:
         tensors["pos_embed"] = state.pop("pos_embed.pos_embed")
     if kind.startswith("Sana"):  # two tensors that the original has and diffusers leaves unread
         tensors |= {"pos_embed": torch.zeros(1), "y_embedder.y_embedding": torch.zeros(1)}
+    if kind.startswith("ZImage"):  # the rest has one name
+        tensors |= {name: state.pop(name) for name in list(state)}
     assert not state, f"no original name for {', '.join(state)}"
     return tensors
 

@@ -7,12 +7,21 @@ import torch
 from tiny import build, tiny_pipeline, with_scheduler
 from transformers import Gemma2Model
 
-from align.diffusion.denoisers import denoiser_module, image_size
-from align.diffusion.sample import generate, make_noise
+from align.alignprop.frozen import recompute_blocks, tile_decoder
+from align.diffusion.denoisers import (
+    default_guidance,
+    default_steps,
+    denoiser_module,
+    encode_prompts,
+    image_size,
+    make_denoiser,
+)
+from align.diffusion.families.family import cat_rows
+from align.diffusion.sample import decode, generate, make_noise, sample
 from align.models.load import load_pipeline
 from align.models.lora import add_lora, load_lora, save_lora
 
-PROMPTS = ["a red circle", "two green stars"]
+PROMPTS = ["a red circle", "two green stars over a quiet lake"]  # of very different lengths
 FAMILIES = [
     "lcm",
     "sdxl",
@@ -24,9 +33,12 @@ FAMILIES = [
     "flux-schnell",
     "sana",
     "sana-sprint",
+    "z-image",
 ]
 NO_BINNING = ("pixart", "sana")  # sizes are never binned here, as they are there by default
-LONG_TEXT = ("pixart", "sd3", "flux", "sana")
+NEWER = ("z-image",)  # the families of 2025 on
+# Tokens to read, where the pipeline can be told; room for a chat template and both prompts.
+LONG_TEXT = dict.fromkeys(("pixart", "sd3", "flux-", "sana"), 16) | dict.fromkeys(NEWER, 64)
 NOT_GUIDED = ("lcm", "flux", "sana-sprint")  # their guidance scale is an input of the model
 
 
@@ -42,7 +54,8 @@ def seeded(*seeds):
 def own_images(pipe, name, **settings):
     if name.startswith(NO_BINNING):
         settings["use_resolution_binning"] = False
-    return pipe(PROMPTS, output_type="pt", **settings).images
+    prompts = list(PROMPTS)  # Z-Image writes its template into the list
+    return pipe(prompt=prompts, output_type="pt", **settings).images
 
 
 @pytest.mark.parametrize("stretch", [1, 2])
@@ -52,8 +65,7 @@ def test_same_images_as_the_pipeline(name, guidance_scale, stretch):
     pipe, size = tiny_pipeline(name), size_of(name)
     size["width"] *= stretch
     settings = {"num_inference_steps": 2, "guidance_scale": guidance_scale, **size}
-    if name.startswith(LONG_TEXT):
-        settings["max_sequence_length"] = 16
+    settings |= {"max_sequence_length": LONG_TEXT[k] for k in LONG_TEXT if name.startswith(k)}
     expected = own_images(pipe, name, generator=seeded(7, 8), **settings)
     actual = generate(pipe, PROMPTS, generator=seeded(7, 8), **settings)
     assert actual.shape == (2, 3, size["height"], size["width"])
@@ -62,12 +74,47 @@ def test_same_images_as_the_pipeline(name, guidance_scale, stretch):
     assert (actual[0] - actual[1]).abs().max() > 0.01
 
 
-@pytest.mark.parametrize("name", ["sdxl", "pixart-alpha", "pixart-sigma", "sd3", "sana"])
+@pytest.mark.parametrize("name", ["z-image"])
+def test_a_scale_of_zero_is_where_guidance_ends(name):
+    settings = {"num_inference_steps": 2, "guidance_scale": 0.0, **size_of(name)}
+    expected = own_images(tiny_pipeline(name), name, generator=seeded(7, 8), **settings)
+    actual = generate(tiny_pipeline(name), PROMPTS, generator=seeded(7, 8), **settings)
+    torch.testing.assert_close(actual, expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", NEWER)
+def test_the_prompt_matters_and_rows_do_not_depend_on_each_other(name):
+    pipe = tiny_pipeline(name)
+    settings = {"num_inference_steps": 2, "guidance_scale": 2.0, **size_of(name)}
+    noise = make_noise(pipe, [1, 1], **size_of(name))
+    both = generate(pipe, PROMPTS, latents=noise, **settings)
+    assert (both[0] - both[1]).abs().max() > 1e-3
+    embeds = [encode_prompts(pipe, prompt, guidance_scale=2.0) for prompt in PROMPTS]
+    denoise = make_denoiser(
+        pipe, None, prompt_embeds=cat_rows(embeds), guidance_scale=2.0, **size_of(name)
+    )
+    joined = decode(pipe, sample(denoise, pipe.scheduler, noise, num_inference_steps=2))
+    torch.testing.assert_close(joined, both, atol=1e-5, rtol=0)
+    alone = generate(pipe, PROMPTS[0], latents=noise[:1], **settings)
+    torch.testing.assert_close(alone, both[:1], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", NEWER)
+def test_own_latents(name):
+    pipe, settings = tiny_pipeline(name), {"num_inference_steps": 2, **size_of(name)}
+    noise = make_noise(pipe, [1, 2], **size_of(name))
+    expected = own_images(pipe, name, latents=noise, **settings)
+    actual = generate(pipe, PROMPTS, latents=noise, **settings)
+    torch.testing.assert_close(actual, expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["sdxl", "pixart-alpha", "pixart-sigma", "sd3", "sana", "z-image"])
 def test_negative_prompts(name):
     pipe, size = tiny_pipeline(name), size_of(name)
     settings = {"num_inference_steps": 2, "guidance_scale": 4.0, **size}
     negative = ["blue", "grey"]
-    expected = own_images(pipe, name, generator=seeded(7, 8), negative_prompt=negative, **settings)
+    own = {**settings, "negative_prompt": list(negative)}  # Z-Image writes into it
+    expected = own_images(pipe, name, generator=seeded(7, 8), **own)
     actual = generate(pipe, PROMPTS, generator=seeded(7, 8), negative_prompts=negative, **settings)
     torch.testing.assert_close(actual, expected, atol=1e-4, rtol=0)
 
@@ -83,6 +130,16 @@ def test_families_without_negative_prompts_say_so(name, caplog):
             **size_of(name),
         )
     assert "The negative prompt has no effect" in caplog.text
+
+
+@pytest.mark.parametrize(("name", "steps"), [("z-image-turbo", 8)])
+def test_distilled_models_take_few_steps_without_guidance(name, steps):
+    pipe = tiny_pipeline(name)
+    settings = {"num_inference_steps": steps, "guidance_scale": 0.0, **size_of(name)}
+    expected = own_images(pipe, name, generator=seeded(7, 8), **settings)
+    actual = generate(pipe, PROMPTS, seed=7, **size_of(name))
+    assert (default_steps(pipe), default_guidance(pipe)) == (steps, 0.0)
+    torch.testing.assert_close(actual, expected, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("name", ["sdxl-turbo", "pixart-dmd"])
@@ -104,6 +161,7 @@ def test_distilled_models_take_one_step_without_guidance(name):
         ("sd3", "FlowMatchHeunDiscreteScheduler", {}),
         ("flux-dev", "FlowMatchEulerDiscreteScheduler", {"use_karras_sigmas": True}),
         ("sana", "FlowMatchEulerDiscreteScheduler", {"shift": 3.0}),
+        ("z-image", "FlowMatchEulerDiscreteScheduler", {"use_dynamic_shifting": True}),
         ("sdxl", "DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
         ("pixart-sigma", "EulerAncestralDiscreteScheduler", {}),
     ],
@@ -144,7 +202,8 @@ def test_gradients_to_lora_and_noise(name):
         # Gemma's attention mask overflows in float64; SANA casts the embeddings anyway.
         if isinstance(part, torch.nn.Module) and not isinstance(part, Gemma2Model):
             part.double()
-    last = [m for m in pipe.vae.decoder.modules() if isinstance(m, torch.nn.Conv2d)][-1]
+    kinds = torch.nn.Conv2d | torch.nn.Conv3d
+    last = [m for m in pipe.vae.decoder.modules() if isinstance(m, kinds)][-1]
     last.weight.data *= 0.1  # little contrast, so that the clamp does not act
     torch.manual_seed(1)
     parameters = add_lora(pipe, rank=2)
@@ -171,6 +230,11 @@ def test_gradients_to_lora_and_noise(name):
         return (weights * images.sin().flatten()).sum()
 
     grads = torch.autograd.grad(score(grad_steps="all", checkpointing=True), leaves)
+    recompute_blocks(denoiser_module(pipe), True)
+    tile_decoder(pipe.vae, True)
+    again = torch.autograd.grad(score(grad_steps="all"), leaves)
+    for plain, recomputed in zip(grads, again, strict=True):
+        torch.testing.assert_close(recomputed, plain, atol=1e-9, rtol=1e-7)
     step = 1e-6
     for part in (slice(0, 1), slice(1, None)):
         values = []
@@ -220,7 +284,7 @@ def load_with_peft(transformer, folder):
     assert not set_peft_model_state_dict(transformer, tensors).unexpected_keys
 
 
-@pytest.mark.parametrize("name", ["sdxl", "sd3", "flux-dev", "sana", "pixart-sigma"])
+@pytest.mark.parametrize("name", ["sdxl", "sd3", "flux-dev", "sana", "pixart-sigma", *NEWER])
 def test_folders_load_again(name, tmp_path):
     build(name).save_pretrained(tmp_path)
     pipe = load_pipeline(tmp_path, device="cpu")

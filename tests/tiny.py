@@ -25,6 +25,9 @@ from transformers import (
     Gemma2Config,
     Gemma2Model,
     GemmaTokenizer,
+    Qwen2Tokenizer,
+    Qwen3Config,
+    Qwen3Model,
     T5Config,
     T5EncoderModel,
     T5Tokenizer,
@@ -359,6 +362,78 @@ def sana_sprint():
     )
 
 
+# What Qwen's tokenizers have as one token each; Qwen-Image's template is 34 of them before a prompt.
+QWEN_SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>"]
+QWEN_WORDS = """system user assistant Describe the image by detailing color shape size texture
+quantity text spatial relationships of objects and background""".split()
+CHAT = """{%- for message in messages %}<|im_start|>{{ message['role'] }}
+{% if message['content'] is string %}{{ message['content'] }}{% else %}
+{%- for part in message['content'] %}{{ part['text'] }}{% endfor %}{% endif %}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% if enable_thinking is defined and not enable_thinking %}<think>
+
+</think>
+
+{% endif %}{% endif %}"""
+
+
+def qwen_tokenizer() -> Qwen2Tokenizer:
+    """A tokenizer that spells prompts in bytes, with a short chat template."""
+    letters = sorted(ByteLevel.alphabet())
+    vocab = {token: index for index, token in enumerate([*letters, *QWEN_SPECIAL])}
+    tokenizer = Qwen2Tokenizer(
+        vocab=vocab,
+        merges=[],
+        unk_token="<|endoftext|>",
+        pad_token="<|endoftext|>",
+        eos_token="<|im_end|>",
+        model_max_length=2048,
+    )
+    tokenizer.add_tokens(QWEN_SPECIAL[1:], special_tokens=True)
+    tokenizer.add_tokens([*QWEN_WORDS[:4], *(f" {word}" for word in QWEN_WORDS[4:])])
+    tokenizer.chat_template = CHAT
+    return tokenizer
+
+
+def qwen_config(tokenizer, layers: int, width: int = WIDTH) -> dict:
+    return {
+        "vocab_size": len(tokenizer),
+        "hidden_size": width,
+        "intermediate_size": 2 * width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 8,
+    }
+
+
+def z_image(name: str | None = None):
+    tokenizer = qwen_tokenizer()
+    transformer = diffusers.ZImageTransformer2DModel(
+        in_channels=4,
+        dim=16,
+        n_layers=1,
+        n_refiner_layers=1,
+        n_heads=2,
+        n_kv_heads=2,
+        cap_feat_dim=WIDTH,
+        axes_dims=[4, 2, 2],
+        axes_lens=[640, 32, 32],
+    )
+    for token in (transformer.x_pad_token, transformer.cap_pad_token):
+        torch.nn.init.normal_(token)  # zeros by default, which would hide where they stand
+    pipe = diffusers.ZImagePipeline(
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=vae(shift_factor=0.11, scaling_factor=0.36, use_quant_conv=False),
+        text_encoder=Qwen3Model(Qwen3Config(**qwen_config(tokenizer, layers=3))),
+        tokenizer=tokenizer,
+        transformer=transformer,
+    )
+    if name:
+        pipe.register_to_config(_name_or_path=name)
+    return pipe
+
+
 BUILDERS = {
     "sd": stable_diffusion,
     "sd-v": stable_diffusion_v,
@@ -375,4 +450,6 @@ BUILDERS = {
     "flux-schnell": functools.partial(flux, guidance_embeds=False),
     "sana": sana,
     "sana-sprint": sana_sprint,
+    "z-image": z_image,
+    "z-image-turbo": functools.partial(z_image, "Tongyi-MAI/Z-Image-Turbo"),
 }

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from align.config.train import TrainConfig
 from align.diffusion.denoisers import encode_prompts
+from align.diffusion.families.family import cat_rows
 
 REMEMBERED = 1024  # prompts, where they are not all kept
 
@@ -27,8 +28,8 @@ class Embeddings:
 
     def __call__(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         """The embeddings of these prompts, on the run's device."""
-        rows = [self._one(prompt) for prompt in prompts]
-        return {name: torch.cat([row[name] for row in rows]).to(self.device) for name in rows[0]}
+        rows = cat_rows([self._one(prompt) for prompt in prompts])
+        return {name: row.to(self.device) for name, row in rows.items()}
 
     def keep(self, prompts: Iterable[str]) -> None:
         """Encode all prompts of a run, to main memory, and take the encoders out of the pipeline.

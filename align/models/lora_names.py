@@ -93,11 +93,24 @@ SANA = _CROSS | {
     "blocks.0.mlp.depth_conv.conv": "transformer_blocks.0.ff.conv_depth",
     "blocks.0.mlp.point_conv.conv": "transformer_blocks.0.ff.conv_point",
 }
+_ZIMAGE_BLOCK = {
+    "attention.qkv": "attention.to_q to_k to_v",
+    "attention.out": "attention.to_out.0",
+} | {
+    layer: layer
+    for layer in ("feed_forward.w1", "feed_forward.w2", "feed_forward.w3", "adaLN_modulation.0")
+}
+ZIMAGE = {
+    f"{blocks}.0.{original}": f"{blocks}.0.{written}"
+    for blocks in ("layers", "noise_refiner", "context_refiner")
+    for original, written in _ZIMAGE_BLOCK.items()
+} | {layer: layer for layer in ("cap_embedder.1", "t_embedder.mlp.0", "t_embedder.mlp.2")}
 TABLES = {
     "FluxTransformer2DModel": FLUX,
     "SD3Transformer2DModel": SD3,
     "PixArtTransformer2DModel": PIXART,
     "SanaTransformer2DModel": SANA,
+    "ZImageTransformer2DModel": ZIMAGE,
 }
 COMPONENT = "transformer"
 
@@ -110,17 +123,21 @@ def original_layers(transformer: Any) -> dict[str, tuple[str, ...]]:
     kind = type(transformer).__name__
     if kind not in TABLES:
         raise ValueError(f"kohya's layout has no names for a {kind}; known: {', '.join(TABLES)}")
-    there = {name for name, _ in transformer.named_modules()}
-    blocks = {
-        name.split(".")[1] for name in there if re.match(r"\w*transformer_blocks\.\d+$", name)
-    }
+    there, table = {name for name, _ in transformer.named_modules()}, TABLES[kind]
+    if not table:
+        plain = (n for n in there if hasattr(transformer.get_submodule(n), "weight"))
+        return {name: (name,) for name in plain if not re.search(r"\.(lora_|base_layer)", name)}
     found = {}
-    for original, written in TABLES[kind].items():
-        numbers = sorted(blocks, key=int) if ".0." in written else ["0"]
+    for original, written in table.items():
+        blocks, counted, _ = written.partition(".0.")
+        numbers = ["0"]
+        if counted:
+            below = {name.rpartition(".")[::2] for name in there}
+            numbers = sorted((n for b, n in below if b == blocks and n.isdigit()), key=int)
         for number in numbers:
-            parts = _parts(written.replace("blocks.0.", f"blocks.{number}.", 1))
+            parts = _parts(written.replace(".0.", f".{number}.", 1))
             if all(part in there for part in parts):
-                found[original.replace("blocks.0.", f"blocks.{number}.", 1)] = parts
+                found[original.replace(".0.", f".{number}.", 1) if counted else original] = parts
     return found
 
 
