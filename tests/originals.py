@@ -48,6 +48,9 @@ NORMS = {
 }
 
 
+NORMS["Flux2Transformer2DModel"] = NORMS["FluxTransformer2DModel"]
+
+
 def save_sdxl(pipe, path) -> None:
     """UNet, autoencoder, CLIP and OpenCLIP in one file, as SDXL is published."""
     tensors, layers = {}, pipe.unet.config.layers_per_block

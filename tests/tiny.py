@@ -25,8 +25,11 @@ from transformers import (
     Gemma2Config,
     Gemma2Model,
     GemmaTokenizer,
+    Mistral3Config,
+    Mistral3ForConditionalGeneration,
     Qwen2Tokenizer,
     Qwen3Config,
+    Qwen3ForCausalLM,
     Qwen3Model,
     T5Config,
     T5EncoderModel,
@@ -362,10 +365,12 @@ def sana_sprint():
     )
 
 
-# What Qwen's tokenizers have as one token each; Qwen-Image's template is 34 of them before a prompt.
+# One token each in Qwen's tokenizers; Qwen-Image's template is 34 of them before a prompt.
 QWEN_SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>"]
-QWEN_WORDS = """system user assistant Describe the image by detailing color shape size texture
-quantity text spatial relationships of objects and background""".split()
+QWEN_WORDS = (
+    "system user assistant Describe the image by detailing color shape size texture quantity "
+    "text spatial relationships of objects and background"
+).split(" ")
 CHAT = """{%- for message in messages %}<|im_start|>{{ message['role'] }}
 {% if message['content'] is string %}{{ message['content'] }}{% else %}
 {%- for part in message['content'] %}{{ part['text'] }}{% endfor %}{% endif %}<|im_end|>
@@ -390,7 +395,7 @@ def qwen_tokenizer() -> Qwen2Tokenizer:
         model_max_length=2048,
     )
     tokenizer.add_tokens(QWEN_SPECIAL[1:], special_tokens=True)
-    tokenizer.add_tokens([*QWEN_WORDS[:4], *(f" {word}" for word in QWEN_WORDS[4:])])
+    tokenizer.add_tokens([*QWEN_WORDS[:4], *(f" {w}" for w in QWEN_WORDS[4:])])
     tokenizer.chat_template = CHAT
     return tokenizer
 
@@ -434,6 +439,52 @@ def z_image(name: str | None = None):
     return pipe
 
 
+def flux2_parts(layers: int) -> dict:
+    autoencoder = diffusers.AutoencoderKLFlux2(
+        block_out_channels=(8, 16),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=SIZE,
+    )
+    autoencoder.bn.running_mean.normal_()
+    autoencoder.bn.running_var.uniform_(0.5, 2)
+    return {
+        "scheduler": diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        "vae": autoencoder,
+        "tokenizer": qwen_tokenizer(),
+        "transformer": diffusers.Flux2Transformer2DModel(
+            in_channels=16,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            joint_attention_dim=24,
+            timestep_guidance_channels=16,
+            axes_dims_rope=(2, 2, 2, 2),
+            guidance_embeds=layers == 30,
+        ),
+    }
+
+
+def klein(is_distilled: bool = False):
+    parts = flux2_parts(27)
+    config = qwen_config(parts["tokenizer"], layers=27, width=8)
+    encoder = Qwen3ForCausalLM(Qwen3Config(**config))
+    return diffusers.Flux2KleinPipeline(**parts, text_encoder=encoder, is_distilled=is_distilled)
+
+
+def flux2_dev():
+    """With a plain tokenizer in the place of Pixtral's processor."""
+    parts = flux2_parts(30)
+    text = qwen_config(parts["tokenizer"], layers=30, width=8) | {"model_type": "mistral"}
+    vision = {"model_type": "pixtral", "hidden_size": 16, "intermediate_size": 16}
+    vision |= {"num_hidden_layers": 1, "num_attention_heads": 2, "head_dim": 8, "image_size": 28}
+    config = Mistral3Config(text_config=text, vision_config=vision)
+    return diffusers.Flux2Pipeline(**parts, text_encoder=Mistral3ForConditionalGeneration(config))
+
+
 BUILDERS = {
     "sd": stable_diffusion,
     "sd-v": stable_diffusion_v,
@@ -451,5 +502,8 @@ BUILDERS = {
     "sana": sana,
     "sana-sprint": sana_sprint,
     "z-image": z_image,
+    "klein": klein,
+    "klein-distilled": functools.partial(klein, is_distilled=True),
+    "flux2-dev": flux2_dev,
     "z-image-turbo": functools.partial(z_image, "Tongyi-MAI/Z-Image-Turbo"),
 }

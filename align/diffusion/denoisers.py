@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from align.diffusion.families import flux, pixart, sana, sd3, sdxl, stable_diffusion, z_image
+from align.diffusion.families import flux, flux2, pixart, sana, sd3, sdxl, stable_diffusion, z_image
 from align.diffusion.families.family import (
     Embeds,
     Family,
@@ -38,6 +38,8 @@ FAMILIES = {
     "SanaPipeline": sana.FAMILY,
     "SanaSprintPipeline": sana.SPRINT,
     "ZImagePipeline": z_image.FAMILY,
+    "Flux2KleinPipeline": flux2.KLEIN,
+    "Flux2Pipeline": flux2.DEV,
 }
 
 

@@ -105,12 +105,31 @@ ZIMAGE = {
     for blocks in ("layers", "noise_refiner", "context_refiner")
     for original, written in _ZIMAGE_BLOCK.items()
 } | {layer: layer for layer in ("cap_embedder.1", "t_embedder.mlp.0", "t_embedder.mlp.2")}
+FLUX2 = {
+    "img_in": "x_embedder",
+    "txt_in": "context_embedder",
+    "time_in.in_layer": "time_guidance_embed.timestep_embedder.linear_1",
+    "time_in.out_layer": "time_guidance_embed.timestep_embedder.linear_2",
+    "guidance_in.in_layer": "time_guidance_embed.guidance_embedder.linear_1",
+    "guidance_in.out_layer": "time_guidance_embed.guidance_embedder.linear_2",
+    "double_stream_modulation_img.lin": "double_stream_modulation_img.linear",
+    "double_stream_modulation_txt.lin": "double_stream_modulation_txt.linear",
+    "single_stream_modulation.lin": "single_stream_modulation.linear",
+    "double_blocks.0.img_mlp.0": "transformer_blocks.0.ff.linear_in",
+    "double_blocks.0.img_mlp.2": "transformer_blocks.0.ff.linear_out",
+    "double_blocks.0.txt_mlp.0": "transformer_blocks.0.ff_context.linear_in",
+    "double_blocks.0.txt_mlp.2": "transformer_blocks.0.ff_context.linear_out",
+    "single_blocks.0.linear1": "single_transformer_blocks.0.attn.to_qkv_mlp_proj",
+    "single_blocks.0.linear2": "single_transformer_blocks.0.attn.to_out",
+    "final_layer.linear": "proj_out",
+} | {original: written for original, written in FLUX.items() if "_attn." in original}
 TABLES = {
     "FluxTransformer2DModel": FLUX,
     "SD3Transformer2DModel": SD3,
     "PixArtTransformer2DModel": PIXART,
     "SanaTransformer2DModel": SANA,
     "ZImageTransformer2DModel": ZIMAGE,
+    "Flux2Transformer2DModel": FLUX2,
 }
 COMPONENT = "transformer"
 
@@ -189,7 +208,7 @@ def reversed_layers(denoiser: Any) -> dict[str, str]:
     """Layers whose two halves (shift, then scale) diffusers has the other way round, with their
     original names: read, but never written."""
     kind, found = type(denoiser).__name__, {}
-    if kind not in ("FluxTransformer2DModel", "SD3Transformer2DModel"):
+    if kind not in ("FluxTransformer2DModel", "SD3Transformer2DModel", "Flux2Transformer2DModel"):
         return found
     for name, module in denoiser.named_modules():
         if type(module).__name__ == "AdaLayerNormContinuous":

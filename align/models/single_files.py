@@ -21,7 +21,9 @@ from align.runs.files import brief
 SINGLE_FILES = (".safetensors", ".ckpt")
 PREFIX = "model.diffusion_model."
 # A tensor of the transformers that diffusers takes for others of their kind, and a config.
-UNTOLD: dict[str, tuple[str, str]] = {}
+UNTOLD = {
+    "FLUX.2": ("single_stream_modulation.lin.weight", "black-forest-labs/FLUX.2-klein-4B"),
+}
 # How the keys of each component begin, in a file that has it.
 VAE_KEYS = ("first_stage_model.", "vae.")
 T5_KEYS = ("text_encoders.t5xxl.",)
