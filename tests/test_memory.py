@@ -14,7 +14,8 @@ from align.config.train import TrainConfig
 from align.diffusion.denoisers import encode_prompts, family_of
 from align.models.empty import empty_pipeline
 
-NAMES = ("sdxl", "pixart-alpha", "flux-dev", "sana", "z-image", "klein", "flux2-dev")
+NAMES = ("sdxl", "pixart-alpha", "flux-dev", "sana", "z-image", "klein", "flux2-dev", "qwen-image")
+NAMES = (*NAMES, "krea2", "chroma", "lumina2")
 ALL_SAVINGS = {"block_checkpointing": True, "vae_tiling": True, "cache_embeddings": True}
 
 

@@ -51,7 +51,7 @@ def test_sana_holds_the_transformer_alone(tmp_path):
 
 
 @pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
-@pytest.mark.parametrize("name", ["z-image", "klein", "flux2-dev"])
+@pytest.mark.parametrize("name", ["z-image", "klein", "flux2-dev", "qwen-image", "krea2"])
 def test_newer_transformers_with_and_without_comfyuis_prefix(name, prefix, tmp_path):
     pipe = build(name)
     save_transformer(pipe, tmp_path / "a.safetensors", prefix=prefix)

@@ -12,7 +12,7 @@ import align
 from align.alignprop.self_check import findings_text, self_check
 from align.cli import main
 
-NEWER = ["z-image"]  # whose own default size is a large one
+NEWER = ["z-image", "qwen-image"]  # whose own default size is a large one
 
 
 class Doubled(torch.autograd.Function):

@@ -14,7 +14,20 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from align.diffusion.families import flux, flux2, pixart, sana, sd3, sdxl, stable_diffusion, z_image
+from align.diffusion.families import (
+    chroma,
+    flux,
+    flux2,
+    krea2,
+    lumina2,
+    pixart,
+    qwen_image,
+    sana,
+    sd3,
+    sdxl,
+    stable_diffusion,
+    z_image,
+)
 from align.diffusion.families.family import (
     Embeds,
     Family,
@@ -40,6 +53,10 @@ FAMILIES = {
     "ZImagePipeline": z_image.FAMILY,
     "Flux2KleinPipeline": flux2.KLEIN,
     "Flux2Pipeline": flux2.DEV,
+    "QwenImagePipeline": qwen_image.FAMILY,
+    "Krea2Pipeline": krea2.FAMILY,
+    "ChromaPipeline": chroma.FAMILY,
+    "Lumina2Pipeline": lumina2.FAMILY,
 }
 
 

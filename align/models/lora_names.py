@@ -123,6 +123,47 @@ FLUX2 = {
     "single_blocks.0.linear2": "single_transformer_blocks.0.attn.to_out",
     "final_layer.linear": "proj_out",
 } | {original: written for original, written in FLUX.items() if "_attn." in original}
+_KREA2_BLOCK = {
+    "attn.wq": "attn.to_q",
+    "attn.wk": "attn.to_k",
+    "attn.wv": "attn.to_v",
+    "attn.wo": "attn.to_out.0",
+    "attn.gate": "attn.to_gate",
+    "mlp.gate": "ff.gate",
+    "mlp.up": "ff.up",
+    "mlp.down": "ff.down",
+}
+KREA2 = {
+    "first": "img_in",
+    "tmlp.0": "time_embed.linear_1",
+    "tmlp.2": "time_embed.linear_2",
+    "tproj.1": "time_mod_proj",
+    "txtmlp.1": "txt_in.linear_1",
+    "txtmlp.3": "txt_in.linear_2",
+    "txtfusion.projector": "text_fusion.projector",
+    "last.linear": "final_layer.linear",
+} | {
+    f"{above}.0.{original}": f"{written_above}.0.{written}"
+    for above, written_above in (
+        ("blocks", "transformer_blocks"),
+        ("txtfusion.layerwise_blocks", "text_fusion.layerwise_blocks"),
+        ("txtfusion.refiner_blocks", "text_fusion.refiner_blocks"),
+    )
+    for original, written in _KREA2_BLOCK.items()
+}
+_LUMINA2_BLOCK = {
+    "attention.qkv": "attn.to_q to_k to_v",
+    "attention.out": "attn.to_out.0",
+    "feed_forward.w1": "feed_forward.linear_1",
+    "feed_forward.w2": "feed_forward.linear_2",
+    "feed_forward.w3": "feed_forward.linear_3",
+    "adaLN_modulation.1": "norm1.linear",
+}
+LUMINA2 = {
+    f"{blocks}.0.{original}": f"{blocks}.0.{written}"
+    for blocks in ("layers", "noise_refiner", "context_refiner")
+    for original, written in _LUMINA2_BLOCK.items()
+}
 TABLES = {
     "FluxTransformer2DModel": FLUX,
     "SD3Transformer2DModel": SD3,
@@ -130,6 +171,10 @@ TABLES = {
     "SanaTransformer2DModel": SANA,
     "ZImageTransformer2DModel": ZIMAGE,
     "Flux2Transformer2DModel": FLUX2,
+    "QwenImageTransformer2DModel": {},  # its original names are diffusers' own
+    "Krea2Transformer2DModel": KREA2,
+    "ChromaTransformer2DModel": FLUX,
+    "Lumina2Transformer2DModel": LUMINA2,
 }
 COMPONENT = "transformer"
 

@@ -23,6 +23,7 @@ PREFIX = "model.diffusion_model."
 # A tensor of the transformers that diffusers takes for others of their kind, and a config.
 UNTOLD = {
     "FLUX.2": ("single_stream_modulation.lin.weight", "black-forest-labs/FLUX.2-klein-4B"),
+    "Qwen-Image": ("transformer_blocks.0.img_mod.1.weight", "Qwen/Qwen-Image"),
 }
 # How the keys of each component begin, in a file that has it.
 VAE_KEYS = ("first_stage_model.", "vae.")

@@ -43,7 +43,7 @@ def encode(
 
 
 def _padded(rows: list[Tensor]) -> Embeds:
-    """Texts [(n, width)] of any length as one tensor, with the mask that tells them from padding."""
+    """Texts [(n, width)] of any length as one tensor, with a mask that is False at padding."""
     lengths = torch.tensor([len(row) for row in rows], device=rows[0].device)
     text = pad_sequence(rows, batch_first=True)  # (b, longest, width)
     places = torch.arange(text.shape[1], device=text.device)
