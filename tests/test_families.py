@@ -8,6 +8,7 @@ from tiny import build, tiny_pipeline, with_scheduler
 from transformers import Gemma2Model
 
 from align.alignprop.frozen import recompute_blocks, tile_decoder
+from align.diffusion import denoisers
 from align.diffusion.denoisers import (
     default_guidance,
     default_steps,
@@ -19,6 +20,7 @@ from align.diffusion.denoisers import (
 )
 from align.diffusion.families.family import cat_rows
 from align.diffusion.sample import decode, generate, make_noise, sample
+from align.models.attention import set_attention
 from align.models.load import load_pipeline
 from align.models.lora import add_lora, load_lora, save_lora
 
@@ -188,6 +190,21 @@ def test_distilled_models_take_few_steps_without_guidance(name, steps):
     expected = own_images(pipe, name, generator=seeded(7, 8), **settings)
     actual = generate(pipe, PROMPTS, seed=7, **size_of(name))
     assert (default_steps(pipe), default_guidance(pipe)) == (steps, 0.0)
+    torch.testing.assert_close(actual, expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "effect"), [("klein-distilled", "leaves it out"), ("z-image-turbo", "turn harsh")]
+)
+def test_guidance_of_a_distilled_model_is_spoken_of(name, effect, caplog):
+    denoisers._warn.cache_clear()
+    settings = {"num_inference_steps": 1, "guidance_scale": 4.0, **size_of(name)}
+    with caplog.at_level(logging.WARNING, logger="align.diffusion.denoisers"):
+        actual = generate(tiny_pipeline(name), PROMPTS, generator=seeded(7, 8), **settings)
+    steps = default_steps(tiny_pipeline(name))
+    assert f"scale is 4, but the model was distilled to {steps} steps" in caplog.text
+    assert effect in caplog.text
+    expected = own_images(tiny_pipeline(name), name, generator=seeded(7, 8), **settings)
     torch.testing.assert_close(actual, expected, atol=1e-4, rtol=0)
 
 
@@ -394,3 +411,37 @@ def test_half_precision_vae_that_overflows_is_upcast_for_decoding():
     )
     assert pipe.vae.dtype == torch.float16
     assert denoiser_module(pipe) is pipe.unet
+
+
+@pytest.mark.parametrize("name", ["z-image", "qwen-image", "krea2", "chroma", "lumina2"])
+def test_masked_attention_stays_with_sdpa(name):
+    family, cpu = family_of(tiny_pipeline(name)), torch.device("cpu")
+    assert family.masked_attention
+    denoiser = denoiser_module(tiny_pipeline(name))
+    with pytest.raises(ValueError, match=r"would misread the masks .*; use auto, sdpa or math"):
+        set_attention(denoiser, "xformers", cpu, torch.float32, masked=family.masked_attention)
+
+
+def test_rows_of_different_lengths_are_padded():
+    short, long = (
+        {"prompt_embeds": torch.ones(1, n, 2, 3), "prompt_embeds_mask": torch.ones(1, n).bool()}
+        for n in (2, 5)
+    )
+    joined = cat_rows([short, long])
+    assert joined["prompt_embeds"].shape == (2, 5, 2, 3)
+    assert joined["prompt_embeds"][0, 2:].eq(0).all()
+    assert joined["prompt_embeds_mask"].tolist() == [[True] * 2 + [False] * 3, [True] * 5]
+    assert torch.equal(cat_rows([long, long])["prompt_embeds"], torch.ones(2, 5, 2, 3))
+    for row in (short, long):
+        del row["prompt_embeds_mask"]
+    with pytest.raises(ValueError, match=r"differ in length, up to 5 tokens, and have no mask"):
+        cat_rows([short, long])
+
+
+def test_a_lora_leaves_layers_alone_that_no_picture_depends_on():
+    pipe = build("qwen-image")
+    parameters = add_lora(pipe, rank=2)
+    images = generate(pipe, PROMPTS, num_inference_steps=2, grad_steps=1, **size_of("qwen-image"))
+    assert all(g is not None for g in torch.autograd.grad(images.mean(), parameters))
+    with pytest.raises(ValueError, match=r"no picture depends on the LoRA's targets, to_add_out"):
+        add_lora(build("qwen-image"), targets=["to_add_out"])

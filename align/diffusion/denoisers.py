@@ -4,6 +4,7 @@ Families of pipelines differ here and in `align/families/` only; the loop that c
 is `align.diffusion.sample.sample`, the same for all of them.
 """
 
+import functools
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -155,6 +156,12 @@ def encode_prompts(
     if guidance_scale is None:
         guidance_scale = default_guidance(pipe)
     guided = family.is_guided(pipe, guidance_scale)
+    if (steps := family.few_steps(pipe)) and (guided or guidance_scale > 1):
+        effect = "with it pictures turn harsh" if guided else "the pipeline leaves it out"
+        _warn(
+            f"guidance_scale is {guidance_scale:g}, but the model was distilled to "
+            f"{'1 step' if steps == 1 else f'{steps} steps'} without guidance; {effect}"
+        )
     if negative_prompts is not None and not (guided and family.takes_negative_prompts):
         logger.warning("The negative prompt has no effect: %s", _why_unguided(family))
         negative_prompts = None
@@ -214,6 +221,11 @@ def default_guidance(pipe: Any) -> float:
     """No guidance for distilled models, else the default of the pipeline's own `__call__`."""
     family = family_of(pipe)
     return 0.0 if family.few_steps(pipe) else call_default(pipe, family.guidance_argument)
+
+
+@functools.cache
+def _warn(message: str) -> None:
+    logger.warning(message)
 
 
 def _why_unguided(family: Family) -> str:
