@@ -41,7 +41,22 @@ NORMS = {
         r"transformer_blocks\.(\d+)\.scale_shift_table": r"blocks.\1.scale_shift_table",
         r"scale_shift_table": "final_layer.scale_shift_table",
     },
+    "QwenImageTransformer2DModel": {},
+    "Krea2Transformer2DModel": {
+        r"(.+)\.attn\.norm_(q|k)": r"\1.attn.qknorm.\2norm.scale",
+        r"(.+)\.norm1": r"\1.prenorm.scale",
+        r"(.+)\.norm2": r"\1.postnorm.scale",
+        r"txt_in\.norm": "txtmlp.0.scale",
+        r"final_layer\.norm": "last.norm.scale",
+    },
+    "ZImageTransformer2DModel": {
+        r"(.+)\.attention\.norm_(q|k)": r"\1.attention.\2_norm",
+        r"all_(x_embedder|final_layer)\.2-1(.*)": r"\1\2",
+    },
 }
+
+
+NORMS["Flux2Transformer2DModel"] = NORMS["FluxTransformer2DModel"]
 
 
 def save_sdxl(pipe, path) -> None:
@@ -106,6 +121,8 @@ def transformer_tensors(transformer) -> dict:
             if f"{parts[0]}.{end}" in state:
                 values = [state.pop(f"{part}.{end}") for part in parts]
                 tensors[f"{original}.{end}"] = torch.cat(values)
+    if kind.startswith("Krea"):
+        return tensors | {krea_name(name): krea_value(name, v) for name, v in state.items()}
     last = getattr(transformer.config, "num_layers", 0) - 1
     for name in list(state):
         layer, _, end = name.rpartition(".")
@@ -130,8 +147,24 @@ def transformer_tensors(transformer) -> dict:
         tensors["pos_embed"] = state.pop("pos_embed.pos_embed")
     if kind.startswith("Sana"):  # two tensors that the original has and diffusers leaves unread
         tensors |= {"pos_embed": torch.zeros(1), "y_embedder.y_embedding": torch.zeros(1)}
+    if kind.startswith("ZImage"):  # the rest has one name
+        tensors |= {name: state.pop(name) for name in list(state)}
     assert not state, f"no original name for {', '.join(state)}"
     return tensors
+
+
+def krea_name(name: str) -> str:
+    if name.endswith("scale_shift_table"):
+        layer = name.removesuffix(".scale_shift_table")
+        return {"final_layer": "last.modulation.lin"}.get(layer, f"{layer[12:]}.mod.lin")
+    for ours, theirs in NORMS["Krea2Transformer2DModel"].items():
+        name = re.sub(rf"^{ours}\.weight$", theirs, name)
+    return name.replace("text_fusion", "txtfusion").replace("transformer_blocks", "blocks")
+
+
+def krea_value(name: str, value):
+    flat = name.startswith("transformer_blocks") and name.endswith("scale_shift_table")
+    return value.flatten() if flat else value
 
 
 def write(tensors: dict, path) -> None:

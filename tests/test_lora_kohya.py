@@ -11,16 +11,25 @@ from align.models.lora import add_lora, export_lora, load_lora, lora_factors, sa
 from align.models.lora_names import original_layers
 
 PROMPTS = ["a red circle", "two green stars"]
-TRANSFORMERS = ["pixart-alpha", "pixart-sigma", "sd3", "sd3.5", "flux-dev", "sana", "sana-sprint"]
+NEWER = ["z-image", "klein", "flux2-dev", "qwen-image", "krea2", "chroma", "lumina2"]
+OLDER = ["pixart-alpha", "pixart-sigma", "sd3", "sd3.5", "flux-dev", "sana", "sana-sprint"]
+TRANSFORMERS = [*OLDER, *NEWER]
+READ_BY_DIFFUSERS = ("sd", "lcm", "sdxl", "z-image", "klein", "flux2-dev", "qwen-image")
 EVERYWHERE = {
     "flux-dev": ("to_q", "add_k_proj", "proj_mlp", "proj_out", "norm1.linear", "x_embedder"),
     "sd3.5": ("to_v", "add_q_proj", "attn2.to_q", "ff.net.2", "norm1.linear"),
     "sana": ("attn1.to_q", "attn2.to_v", "conv_inverted", "linear_1"),
+    "z-image": ("to_q", "to_v", "feed_forward.w2", "adaLN_modulation.0", "cap_embedder.1"),
+    "klein": ("to_q", "add_k_proj", "to_qkv_mlp_proj", "ff_context.linear_in", "to_out"),
+    "qwen-image": ("to_q", "add_v_proj", "img_mlp.net.2", "img_mod.1"),
+    "krea2": ("to_q", "to_gate", "ff.down", "projector"),
+    "chroma": ("to_q", "add_k_proj", "proj_mlp", "proj_out", "x_embedder"),
+    "lumina2": ("to_q", "to_v", "feed_forward.linear_2", "norm1.linear"),
 }
 
 
 def run_of(name):
-    size = 32 if name.startswith("sana") else 16
+    size = 32 if name.startswith(("sana", "lumina")) else 16
     return {"seed": 3, "num_inference_steps": 2, "height": size, "width": size}
 
 
@@ -43,7 +52,7 @@ def test_every_family_is_written_and_read(name, tmp_path):
     again = build(name)
     load_lora(again, str(path))
     torch.testing.assert_close(generate(again, PROMPTS, **run), expected, atol=1e-4, rtol=0)
-    if name in ("sd", "lcm", "sdxl"):
+    if name in READ_BY_DIFFUSERS:
         plain = build(name)
         plain.load_lora_weights(str(path))
         torch.testing.assert_close(generate(plain, PROMPTS, **run), expected, atol=1e-4, rtol=0)

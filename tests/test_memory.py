@@ -11,15 +11,18 @@ from align.alignprop.memory import Needs, plan
 from align.alignprop.update import batch_loss
 from align.cli import main
 from align.config.train import TrainConfig
+from align.diffusion.denoisers import encode_prompts, family_of
 from align.models.empty import empty_pipeline
 
+NAMES = ("sdxl", "pixart-alpha", "flux-dev", "sana", "z-image", "klein", "flux2-dev", "qwen-image")
+NAMES = (*NAMES, "krea2", "chroma", "lumina2")
 ALL_SAVINGS = {"block_checkpointing": True, "vae_tiling": True, "cache_embeddings": True}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     root = tmp_path_factory.mktemp("models")
-    for name in ("sdxl", "pixart-alpha", "flux-dev", "sana"):
+    for name in NAMES:
         build(name).save_pretrained(root / name)
     return root
 
@@ -30,7 +33,7 @@ def config_of(folder, **changes):
     return TrainConfig(**settings | changes)
 
 
-@pytest.mark.parametrize("name", ["sdxl", "pixart-alpha", "flux-dev", "sana"])
+@pytest.mark.parametrize("name", NAMES)
 def test_an_empty_pipeline_has_the_architecture_and_no_weights(folder, name):
     pipe, real = empty_pipeline(str(folder / name), torch.bfloat16), build(name)
     assert type(pipe) is type(real)
@@ -41,6 +44,9 @@ def test_an_empty_pipeline_has_the_architecture_and_no_weights(folder, name):
             assert {k: v.shape for k, v in empty.items()} == shapes
             assert {v.device.type for v in empty.values()} == {"meta"}
     assert plan(config_of(folder, model=str(folder / name)))[1].total > 0
+    if text_like := family_of(pipe).text_like:  # as long as the longest prompt's
+        real, like = encode_prompts(build(name), 999 * "a ", guidance_scale=2.0), text_like(pipe)
+        assert {k: v.shape for k, v in like.items()} == {k: real[k].shape for k in like}
 
 
 def test_live_bytes_are_those_of_tensors_that_live():

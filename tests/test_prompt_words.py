@@ -61,6 +61,18 @@ def test_the_longest_window_counts(caplog):
     assert "reads 17 tokens; cut off" in said(caplog)
 
 
+@pytest.mark.parametrize(
+    ("name", "around"),
+    [("z-image", 8), ("klein", 14), ("qwen-image", 5), ("krea2", 5)],
+)
+def test_a_template_takes_its_part_of_the_window(name, around, caplog):
+    pipe, length = tiny_pipeline(name), around + 20
+    for prompt in (20 * "x", 19 * "x" + "yz"):
+        warn_about_prompts(pipe, [prompt], length)
+        assert ("cut off" in said(caplog)) == prompt.endswith("z"), said(caplog)
+    assert said(caplog).endswith("'z'")
+
+
 def test_unknown_words_of_a_small_world_are_named(caplog):
     pipe = Pipeline(tokenizer=world_tokenizer())
     warn_about_prompts(pipe, ["Red, red an"], None)

@@ -50,6 +50,16 @@ def test_sana_holds_the_transformer_alone(tmp_path):
     assert_same_pictures(tmp_path / "sana.safetensors", tmp_path / "config", pipe)
 
 
+@pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
+@pytest.mark.parametrize("name", ["z-image", "klein", "flux2-dev", "qwen-image", "krea2"])
+def test_newer_transformers_with_and_without_comfyuis_prefix(name, prefix, tmp_path):
+    pipe = build(name)
+    save_transformer(pipe, tmp_path / "a.safetensors", prefix=prefix)
+    pipe.save_pretrained(tmp_path / "config")
+    (tmp_path / "config" / "transformer" / "diffusion_pytorch_model.safetensors").unlink()
+    assert_same_pictures(tmp_path / "a.safetensors", tmp_path / "config", pipe)
+
+
 @pytest.mark.parametrize("name", ["flux-dev", "flux-schnell"])
 def test_flux_holds_the_transformer_alone(name, tmp_path, monkeypatch):
     """As flux1-dev.safetensors is published."""

@@ -10,6 +10,7 @@ from PIL import Image
 from tiny import build
 from train_helpers import LORA, PROMPTS, run, small_config, weights
 
+from align.alignprop import embeddings
 from align.alignprop.embeddings import Embeddings
 from align.diffusion.sample import generate
 from align.models.lora import add_lora
@@ -163,6 +164,16 @@ def test_embeddings_are_cached_and_do_not_depend_on_neighbors(tmp_path):
     assert len(calls) == count
     for name, rows in first.items():
         assert torch.equal(rows, again[name].flip(0))
+    assert not embed.made["a"].keys() & embed.negative.keys()  # kept once for all prompts
+
+
+def test_embeddings_take_no_more_memory_than_they_may(tmp_path, monkeypatch):
+    embed = Embeddings(small_config(tmp_path), build("sd"), torch.device("cpu"))
+    embed(["a"])
+    monkeypatch.setattr(embeddings, "REMEMBERED", 2 * embed.bytes)
+    embed(["b", "c", "d"])
+    assert list(embed.made) == ["c", "d"]
+    assert embed.bytes == embeddings.REMEMBERED
 
 
 def test_starting_from_a_lora(tmp_path):

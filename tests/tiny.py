@@ -25,6 +25,16 @@ from transformers import (
     Gemma2Config,
     Gemma2Model,
     GemmaTokenizer,
+    Mistral3Config,
+    Mistral3ForConditionalGeneration,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2Tokenizer,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3Model,
+    Qwen3VLConfig,
+    Qwen3VLModel,
     T5Config,
     T5EncoderModel,
     T5Tokenizer,
@@ -290,14 +300,14 @@ def flux(guidance_embeds: bool = True):
     )
 
 
-def gemma() -> dict:
+def gemma(layers: int = 1) -> dict:
     tokens = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *spelling()]
     tokenizer = GemmaTokenizer(vocab={token: i for i, token in enumerate(tokens)}, merges=[])
     config = Gemma2Config(
         vocab_size=len(tokens),
         hidden_size=8,
         intermediate_size=8,
-        num_hidden_layers=1,
+        num_hidden_layers=layers,
         num_attention_heads=2,
         num_key_value_heads=2,
         head_dim=8,
@@ -359,6 +369,260 @@ def sana_sprint():
     )
 
 
+# One token each in Qwen's tokenizers; Qwen-Image's template is 34 of them before a prompt.
+QWEN_SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>"]
+QWEN_WORDS = [
+    *("system", "user", "assistant", "Describe", "the", "image", "by", "detailing", "color"),
+    *("shape", "size", "texture", "quantity", "text", "spatial", "relationships", "of"),
+    *("objects", "and", "background"),
+]
+CHAT = """{%- for message in messages %}<|im_start|>{{ message['role'] }}
+{% if message['content'] is string %}{{ message['content'] }}{% else %}
+{%- for part in message['content'] %}{{ part['text'] }}{% endfor %}{% endif %}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% if enable_thinking is defined and not enable_thinking %}<think>
+
+</think>
+
+{% endif %}{% endif %}"""
+
+
+def qwen_tokenizer() -> Qwen2Tokenizer:
+    """A tokenizer that spells prompts in bytes, with a short chat template."""
+    letters = sorted(ByteLevel.alphabet())
+    vocab = {token: index for index, token in enumerate([*letters, *QWEN_SPECIAL])}
+    tokenizer = Qwen2Tokenizer(
+        vocab=vocab,
+        merges=[],
+        unk_token="<|endoftext|>",
+        pad_token="<|endoftext|>",
+        eos_token="<|im_end|>",
+        model_max_length=2048,
+    )
+    tokenizer.add_tokens(QWEN_SPECIAL[1:], special_tokens=True)
+    tokenizer.add_tokens([*QWEN_WORDS[:4], *(f" {w}" for w in QWEN_WORDS[4:])])
+    tokenizer.chat_template = CHAT
+    return tokenizer
+
+
+def qwen_config(tokenizer, layers: int, width: int = WIDTH) -> dict:
+    return {
+        "vocab_size": len(tokenizer),
+        "hidden_size": width,
+        "intermediate_size": 2 * width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 8,
+    }
+
+
+def z_image(name: str | None = None):
+    tokenizer = qwen_tokenizer()
+    transformer = diffusers.ZImageTransformer2DModel(
+        in_channels=4,
+        dim=16,
+        n_layers=1,
+        n_refiner_layers=1,
+        n_heads=2,
+        n_kv_heads=2,
+        cap_feat_dim=WIDTH,
+        axes_dims=[4, 2, 2],
+        axes_lens=[640, 32, 32],
+    )
+    for token in (transformer.x_pad_token, transformer.cap_pad_token):
+        torch.nn.init.normal_(token)  # zeros by default, which would hide where they stand
+    pipe = diffusers.ZImagePipeline(
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=vae(shift_factor=0.11, scaling_factor=0.36, use_quant_conv=False),
+        text_encoder=Qwen3Model(Qwen3Config(**qwen_config(tokenizer, layers=3))),
+        tokenizer=tokenizer,
+        transformer=transformer,
+    )
+    if name:
+        pipe.register_to_config(_name_or_path=name)
+    return pipe
+
+
+def flux2_parts(layers: int) -> dict:
+    autoencoder = diffusers.AutoencoderKLFlux2(
+        block_out_channels=(8, 16),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=SIZE,
+    )
+    autoencoder.bn.running_mean.normal_()
+    autoencoder.bn.running_var.uniform_(0.5, 2)
+    return {
+        "scheduler": diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        "vae": autoencoder,
+        "tokenizer": qwen_tokenizer(),
+        "transformer": diffusers.Flux2Transformer2DModel(
+            in_channels=16,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            joint_attention_dim=24,
+            timestep_guidance_channels=16,
+            axes_dims_rope=(2, 2, 2, 2),
+            guidance_embeds=layers == 30,
+        ),
+    }
+
+
+def klein(is_distilled: bool = False):
+    parts = flux2_parts(27)
+    config = qwen_config(parts["tokenizer"], layers=27, width=8)
+    encoder = Qwen3ForCausalLM(Qwen3Config(**config))
+    return diffusers.Flux2KleinPipeline(**parts, text_encoder=encoder, is_distilled=is_distilled)
+
+
+def flux2_dev():
+    """With a plain tokenizer in the place of Pixtral's processor."""
+    parts = flux2_parts(30)
+    text = qwen_config(parts["tokenizer"], layers=30, width=8) | {"model_type": "mistral"}
+    vision = {"model_type": "pixtral", "hidden_size": 16, "intermediate_size": 16}
+    vision |= {"num_hidden_layers": 1, "num_attention_heads": 2, "head_dim": 8, "image_size": 28}
+    config = Mistral3Config(text_config=text, vision_config=vision)
+    return diffusers.Flux2Pipeline(**parts, text_encoder=Mistral3ForConditionalGeneration(config))
+
+
+def qwen_vae():
+    return diffusers.AutoencoderKLQwenImage(
+        base_dim=8,
+        z_dim=4,
+        dim_mult=[1, 2],
+        num_res_blocks=1,
+        temperal_downsample=[True],
+        latents_mean=[-0.7, 0.1, 0.5, -0.2],
+        latents_std=[2.8, 1.4, 2.3, 1.6],
+    )
+
+
+def rope(sections: list[int]) -> dict:
+    return {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": sections}
+
+
+def qwen_vision() -> dict:
+    return {
+        "depth": 1,
+        "hidden_size": WIDTH,
+        "intermediate_size": WIDTH,
+        "num_heads": 2,
+        "out_hidden_size": WIDTH,
+    }
+
+
+def qwen_image():
+    tokenizer = qwen_tokenizer()
+    text = qwen_config(tokenizer, layers=2) | {"rope_parameters": rope([1, 1, 2])}
+    del text["head_dim"]
+    config = Qwen2_5_VLConfig(text_config=text, vision_config=qwen_vision())
+    return diffusers.QwenImagePipeline(
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(
+            use_dynamic_shifting=True, shift_terminal=0.02
+        ),
+        vae=qwen_vae(),
+        text_encoder=Qwen2_5_VLForConditionalGeneration(config),
+        tokenizer=tokenizer,
+        transformer=diffusers.QwenImageTransformer2DModel(
+            in_channels=16,
+            out_channels=4,
+            num_layers=1,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            joint_attention_dim=WIDTH,
+            axes_dims_rope=(2, 2, 4),
+        ),
+    )
+
+
+def krea2(is_distilled: bool = False):
+    tokenizer = qwen_tokenizer()
+    text = qwen_config(tokenizer, layers=2) | {"rope_parameters": rope([2, 1, 1])}
+    vision = qwen_vision() | {"deepstack_visual_indexes": [0]}
+    config = Qwen3VLConfig(text_config=text, vision_config=vision)
+    return diffusers.Krea2Pipeline(
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        vae=qwen_vae(),
+        text_encoder=Qwen3VLModel(config),
+        tokenizer=tokenizer,
+        transformer=diffusers.Krea2Transformer2DModel(
+            in_channels=16,
+            num_layers=1,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            intermediate_size=16,
+            timestep_embed_dim=8,
+            text_hidden_dim=WIDTH,
+            num_text_layers=2,
+            text_num_attention_heads=2,
+            text_num_key_value_heads=1,
+            text_intermediate_size=16,
+            num_layerwise_text_blocks=1,
+            num_refiner_text_blocks=1,
+            axes_dims_rope=(4, 2, 2),
+        ),
+        text_encoder_select_layers=(1, 2),
+        is_distilled=is_distilled,
+    )
+
+
+def chroma():
+    return diffusers.ChromaPipeline(
+        **t5(),
+        vae=vae(shift_factor=0.11, scaling_factor=0.36, use_quant_conv=False),
+        transformer=diffusers.ChromaTransformer2DModel(
+            in_channels=16,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            joint_attention_dim=WIDTH,
+            axes_dims_rope=(2, 2, 4),
+            approximator_num_channels=8,
+            approximator_hidden_dim=16,
+            approximator_layers=1,
+        ),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
+    )
+
+
+def lumina2():
+    return diffusers.Lumina2Pipeline(
+        **gemma(layers=2),
+        vae=AutoencoderKL(  # the pipeline takes it for one that halves each side three times
+            block_out_channels=(4, 4, 4, 8),
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            latent_channels=4,
+            norm_num_groups=4,
+            sample_size=32,
+            shift_factor=0.11,
+            scaling_factor=0.36,
+            use_quant_conv=False,
+        ),
+        transformer=diffusers.Lumina2Transformer2DModel(
+            sample_size=4,
+            in_channels=4,
+            hidden_size=24,
+            num_layers=1,
+            num_refiner_layers=1,
+            num_attention_heads=2,
+            num_kv_heads=1,
+            multiple_of=2,
+            axes_dim_rope=(4, 4, 4),
+            axes_lens=(300, 32, 32),
+            cap_feat_dim=8,
+        ),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=6.0),
+    )
+
+
 BUILDERS = {
     "sd": stable_diffusion,
     "sd-v": stable_diffusion_v,
@@ -375,4 +639,14 @@ BUILDERS = {
     "flux-schnell": functools.partial(flux, guidance_embeds=False),
     "sana": sana,
     "sana-sprint": sana_sprint,
+    "z-image": z_image,
+    "klein": klein,
+    "klein-distilled": functools.partial(klein, is_distilled=True),
+    "flux2-dev": flux2_dev,
+    "qwen-image": qwen_image,
+    "krea2": krea2,
+    "krea2-turbo": functools.partial(krea2, is_distilled=True),
+    "chroma": chroma,
+    "lumina2": lumina2,
+    "z-image-turbo": functools.partial(z_image, "Tongyi-MAI/Z-Image-Turbo"),
 }

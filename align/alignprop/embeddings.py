@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from align.config.train import TrainConfig
 from align.diffusion.denoisers import encode_prompts
+from align.diffusion.families.family import Embeds, cat_rows
 
-REMEMBERED = 1024  # prompts, where they are not all kept
+REMEMBERED = 4 * 2**30  # bytes of main memory, where not all prompts are kept
 
 
 class Embeddings:
@@ -22,13 +23,15 @@ class Embeddings:
 
     def __init__(self, config: TrainConfig, pipe: Any, device: torch.device):
         self.config, self.pipe, self.device = config, pipe, device
-        self.made: dict[str, dict[str, Tensor]] = {}
+        self.made: dict[str, Embeds] = {}
+        self.negative: Embeds = {}  # one copy, the same for every prompt
+        self.bytes = 0
         self.all_kept = False
 
     def __call__(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         """The embeddings of these prompts, on the run's device."""
-        rows = [self._one(prompt) for prompt in prompts]
-        return {name: torch.cat([row[name] for row in rows]).to(self.device) for name in rows[0]}
+        rows = cat_rows([self._one(prompt) for prompt in prompts])
+        return {name: row.to(self.device) for name, row in rows.items()}
 
     def keep(self, prompts: Iterable[str]) -> None:
         """Encode all prompts of a run, to main memory, and take the encoders out of the pipeline.
@@ -44,9 +47,9 @@ class Embeddings:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _one(self, prompt: str) -> dict[str, Tensor]:
+    def _one(self, prompt: str) -> Embeds:
         if prompt in self.made:
-            return self.made[prompt]
+            return self.made[prompt] | self.negative
         encoders = self._encoders()
         if not encoders:
             raise ValueError(f"prompt {prompt!r} was not encoded before the text encoders went")
@@ -61,11 +64,15 @@ class Embeddings:
         )
         for encoder in moved:
             encoder.to("cpu")
-        if len(self.made) >= REMEMBERED and not self.all_kept:
-            self.made.pop(next(iter(self.made)))
+        own = {k: row.to("cpu") for k, row in embeds.items() if not k.startswith("negative_")}
+        for name in embeds.keys() - own.keys() - self.negative.keys():
+            self.negative[name] = embeds[name].to("cpu")
+        self.bytes += _size(own)
+        while self.made and self.bytes > REMEMBERED and not self.all_kept:
+            self.bytes -= _size(self.made.pop(next(iter(self.made))))
         # In main memory: a thousand of FLUX's would take four gigabytes of a card.
-        self.made[prompt] = {name: rows.to("cpu") for name, rows in embeds.items()}
-        return self.made[prompt]
+        self.made[prompt] = own
+        return own | self.negative
 
     def _encoders(self) -> dict[str, nn.Module]:
         return {
@@ -73,3 +80,7 @@ class Embeddings:
             for name, part in self.pipe.components.items()
             if name.startswith("text_encoder") and isinstance(part, nn.Module)
         }
+
+
+def _size(rows: Embeds) -> int:
+    return sum(row.nbytes for row in rows.values())

@@ -17,8 +17,9 @@ def prepare_pipeline(config: TrainConfig, pipe: Any, device: torch.device) -> No
     if pipe.vae.dtype == torch.float16 and pipe.vae.config.get("force_upcast", False):
         pipe.vae.float()  # once, where `decode` would copy it at every call
     if device.type == "cuda":
-        denoiser.to(memory_format=torch.channels_last)
-        pipe.vae.to(memory_format=torch.channels_last)
+        for part in (denoiser, pipe.vae):
+            if not knows_frames(part):  # whose kernels have an axis too many for this format
+                part.to(memory_format=torch.channels_last)
     if config.compile:
         denoiser.compile()
 
@@ -55,11 +56,21 @@ def tile_decoder(vae: Any, wanted: bool) -> None:
     """Let an autoencoder work image by image, its blocks recomputed, and in tiles, whose seams are
     blended, where the image `needs_tiles`."""
     recompute_blocks(vae, wanted)
-    vae.use_slicing = vae.use_tiling = wanted
+    if knows_frames(vae):  # diffusers has no recomputation of these: a family's `decode` does it
+        vae.decoder.gradient_checkpointing = wanted
+    vae.use_slicing, vae.use_tiling = wanted, wanted and not knows_frames(vae)
+
+
+def knows_frames(module: nn.Module) -> bool:
+    """Whether it is made for videos, as the autoencoder of Qwen-Image is; tiles of such a one keep
+    more for the backward pass than the whole."""
+    return any(parameter.ndim == 5 for parameter in module.parameters())
 
 
 def needs_tiles(vae: Any, height: int, width: int) -> bool:
     """Whether an image of this size in pixels is larger than a tile of the autoencoder."""
+    if knows_frames(vae):
+        return False
     side = getattr(vae, "tile_sample_min_size", None)
     high = getattr(vae, "tile_sample_min_height", side)
     wide = getattr(vae, "tile_sample_min_width", side)

@@ -22,6 +22,7 @@ from align.config.windows import parse_window
 from align.diffusion.denoisers import (
     denoiser_module,
     encode_prompts,
+    family_of,
     image_size,
     latent_shape,
     make_denoiser,
@@ -118,7 +119,7 @@ def savings(pipe: Any, config: TrainConfig) -> Iterator[dict[str, Any]]:
         yield {"pair_timesteps": timesteps}
     if on_cuda(config):
         yield {"offload": True}
-    unit = 8 * pipe.vae_scale_factor
+    unit = 8 * family_of(pipe).latent_factor(pipe)
     for share in (0.75, 0.5):
         small = (max(int(side * share) // unit, 1) * unit for side in (height, width))
         yield dict(zip(("height", "width"), small, strict=True))
@@ -281,6 +282,9 @@ def compared_images(config: TrainConfig) -> int:
 
 def meta_embeds(pipe: Any, guidance_scale: float) -> dict[str, Tensor]:
     """One prompt's embeddings as meta tensors, shaped as the pipeline's own."""
+    if text_like := family_of(pipe).text_like:
+        embeds = text_like(pipe)
+        return embeds | {f"negative_{name}": value for name, value in embeds.items()}
     try:
         return encode_prompts(pipe, "a", guidance_scale=guidance_scale)
     except RuntimeError:  # PixArt's text encoder looks at its mask, which meta tensors have not

@@ -15,7 +15,7 @@ from align.alignprop.memory import plan
 from align.alignprop.session import open_session, trained_reward
 from align.alignprop.update import figures, losses
 from align.config.train import TrainConfig
-from align.diffusion.denoisers import denoiser_module
+from align.diffusion.denoisers import denoiser_module, family_of
 from align.diffusion.pixels import decode
 from align.diffusion.sample import generate, make_noise, sample, step_arguments
 from align.diffusion.schedules import check_schedule
@@ -84,20 +84,26 @@ def _parity(run: Run) -> Finding:
     prompts = run.prompts.prompts[:1]
     settings: dict[str, Any] = {
         "num_inference_steps": c.num_inference_steps,
-        "guidance_scale": c.guidance_scale,
         "height": c.height,
         "width": c.width,
     }
     extra: dict[str, Any] = {"negative_prompts": c.negative_prompt, "eta": c.eta}
-    ours = generate(pipe, prompts, generator=_generators(run), **extra, **settings)
+    scale, family = c.guidance_scale, family_of(pipe)
+    ours = generate(
+        pipe, prompts, generator=_generators(run), guidance_scale=scale, **extra, **settings
+    )
     # What only some families' pipelines take; ours never changes a size that was asked for.
     takes = inspect.signature(type(pipe).__call__).parameters
-    some = {"negative_prompt": c.negative_prompt, "use_resolution_binning": False}
+    negative = c.negative_prompt
+    if negative is None and family.is_guided(pipe, scale):
+        negative = family.own_negative
+    some = {"negative_prompt": negative, "use_resolution_binning": False}
     some |= step_arguments(pipe.scheduler, c.eta, None)  # none of eta where it does not take it
     settings |= {name: value for name, value in some.items() if name in takes and value is not None}
     if "intermediate_timesteps" in takes and c.num_inference_steps != 2:
         settings["intermediate_timesteps"] = None  # SANA-Sprint's default is for two steps alone
-    own = pipe(prompts, generator=_generators(run), output_type="pt", **settings).images
+    settings |= {"prompt": list(prompts), family.guidance_argument: scale}  # some write into it
+    own = pipe(generator=_generators(run), output_type="pt", **settings).images
     gap = (ours.float() - own.float()).abs().max().item()
     bound = PARITY_HALF if _is_half(run) else PARITY
     text = f"largest difference from {type(pipe).__name__}'s own image {gap:.2g} (<= {bound:g})"

@@ -4,6 +4,7 @@ Families of pipelines differ here and in `align/families/` only; the loop that c
 is `align.diffusion.sample.sample`, the same for all of them.
 """
 
+import functools
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,13 +15,26 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from align.diffusion.families import flux, pixart, sana, sd3, sdxl, stable_diffusion
+from align.diffusion.families import (
+    chroma,
+    flux,
+    flux2,
+    krea2,
+    lumina2,
+    pixart,
+    qwen_image,
+    sana,
+    sd3,
+    sdxl,
+    stable_diffusion,
+    z_image,
+)
 from align.diffusion.families.family import (
     Embeds,
     Family,
     Forward,
     call_default,
-    is_distilled,
+    cat_rows,
 )
 from align.diffusion.families.family import denoiser_module as denoiser_module
 from align.diffusion.prompt_limits import warn_about_prompts
@@ -37,6 +51,13 @@ FAMILIES = {
     "FluxPipeline": flux.FAMILY,
     "SanaPipeline": sana.FAMILY,
     "SanaSprintPipeline": sana.SPRINT,
+    "ZImagePipeline": z_image.FAMILY,
+    "Flux2KleinPipeline": flux2.KLEIN,
+    "Flux2Pipeline": flux2.DEV,
+    "QwenImagePipeline": qwen_image.FAMILY,
+    "Krea2Pipeline": krea2.FAMILY,
+    "ChromaPipeline": chroma.FAMILY,
+    "Lumina2Pipeline": lumina2.FAMILY,
 }
 
 
@@ -101,10 +122,10 @@ def make_denoiser(
     cond = {k: v for k, v in prompt_embeds.items() if not k.startswith("negative_")}
     if guided:
         uncond = {k: prompt_embeds[f"negative_{k}"] for k in cond}
-        predict = _guide(forward, cond, uncond, guidance_scale, detach_uncond)
+        predict = _guide(family, forward, cond, uncond, guidance_scale, detach_uncond)
     else:
         predict = lambda latents, timestep: forward(latents, timestep, cond)  # noqa: E731
-    factor = pipe.vae_scale_factor
+    factor = family.latent_factor(pipe)
     return Denoiser(
         predict=predict,
         set_timesteps=lambda scheduler, steps, device: family.set_timesteps(
@@ -135,6 +156,12 @@ def encode_prompts(
     if guidance_scale is None:
         guidance_scale = default_guidance(pipe)
     guided = family.is_guided(pipe, guidance_scale)
+    if (steps := family.few_steps(pipe)) and (guided or guidance_scale > 1):
+        effect = "with it pictures turn harsh" if guided else "the pipeline leaves it out"
+        _warn(
+            f"guidance_scale is {guidance_scale:g}, but the model was distilled to "
+            f"{'1 step' if steps == 1 else f'{steps} steps'} without guidance; {effect}"
+        )
     if negative_prompts is not None and not (guided and family.takes_negative_prompts):
         logger.warning("The negative prompt has no effect: %s", _why_unguided(family))
         negative_prompts = None
@@ -166,11 +193,11 @@ def image_size(pipe: Any, height: int | None, width: int | None) -> tuple[int, i
 
     Raises ValueError where a side is not a positive multiple of what the model can do.
     """
-    family, factor = family_of(pipe), pipe.vae_scale_factor
+    family = family_of(pipe)
     own = family.default_size(pipe)
     height = own[0] if height is None else height
     width = own[1] if width is None else width
-    unit = factor * family.latent_patch
+    unit = family.latent_factor(pipe) * family.latent_patch
     for name, side in (("height", height), ("width", width)):
         if side <= 0 or side % unit:
             raise ValueError(f"{name} is {side}; {family.name} needs a positive multiple of {unit}")
@@ -180,18 +207,25 @@ def image_size(pipe: Any, height: int | None, width: int | None) -> tuple[int, i
 def latent_shape(pipe: Any, height: int | None, width: int | None) -> tuple[int, int, int]:
     """(channels, height, width) of the latents of one image of this size in pixels."""
     height, width = image_size(pipe, height, width)
-    factor = pipe.vae_scale_factor
-    return family_of(pipe).latent_channels(pipe), height // factor, width // factor
+    family = family_of(pipe)
+    factor = family.latent_factor(pipe)
+    return family.latent_channels(pipe), height // factor, width // factor
 
 
 def default_steps(pipe: Any) -> int:
-    """1 for distilled models, else the default of the pipeline's own `__call__`."""
-    return 1 if is_distilled(pipe) else call_default(pipe, "num_inference_steps")
+    """Those of a distilled model, else the default of the pipeline's own `__call__`."""
+    return family_of(pipe).few_steps(pipe) or call_default(pipe, "num_inference_steps")
 
 
 def default_guidance(pipe: Any) -> float:
     """No guidance for distilled models, else the default of the pipeline's own `__call__`."""
-    return 0.0 if is_distilled(pipe) else call_default(pipe, "guidance_scale")
+    family = family_of(pipe)
+    return 0.0 if family.few_steps(pipe) else call_default(pipe, family.guidance_argument)
+
+
+@functools.cache
+def _warn(message: str) -> None:
+    logger.warning(message)
 
 
 def _why_unguided(family: Family) -> str:
@@ -210,11 +244,16 @@ def _checkpointed(forward: Forward) -> Forward:
 
 
 def _guide(
-    forward: Forward, cond: Embeds, uncond: Embeds, guidance_scale: float, detach_uncond: bool
+    family: Family,
+    forward: Forward,
+    cond: Embeds,
+    uncond: Embeds,
+    guidance_scale: float,
+    detach_uncond: bool,
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    """Classifier-free guidance (2207.12598, equation 6) in one batched call, as diffusers does;
-    in two where the unconditional one leaves no graph."""
-    both = {k: torch.cat([uncond[k], cond[k]]) for k in cond}
+    """Classifier-free guidance in one batched call, as diffusers does; in two where the
+    unconditional one leaves no graph."""
+    both = cat_rows([uncond, cond])
 
     def predict(latents: Tensor, timestep: Tensor) -> Tensor:
         if detach_uncond and torch.is_grad_enabled():
@@ -224,6 +263,6 @@ def _guide(
         else:
             doubled = torch.cat([latents, latents])  # (2b, c, h, w)
             without, with_prompt = forward(doubled, timestep, both).chunk(2)
-        return without + guidance_scale * (with_prompt - without)
+        return family.guide(with_prompt, without, guidance_scale)
 
     return predict

@@ -8,6 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint as recompute
 
+from align.diffusion.denoisers import family_of
+
 
 class _Clamp01(torch.autograd.Function):
     """Clamp to [0, 1]; the gradient passes wherever descent would move a pixel back inside.
@@ -50,10 +52,12 @@ def decode(
         # SDXL's decoder overflows in float16. A copy, as casting in place would break both the
         # graph and the pipeline's own __call__.
         vae = copy.deepcopy(vae).float()
-    latents = unscale(vae.config, latents.to(vae.dtype))
+    latents, own = latents.to(vae.dtype), family_of(pipe).decode
 
     def decode_latents(latents: Tensor) -> Tensor:
-        return vae.decode(latents, return_dict=False)[0]
+        if own is not None:
+            return own(vae, latents)
+        return vae.decode(unscale(vae.config, latents), return_dict=False)[0]
 
     if checkpointing and torch.is_grad_enabled() and not vae.is_gradient_checkpointing:
         pixels = recompute(decode_latents, latents, use_reentrant=False)

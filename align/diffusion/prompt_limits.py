@@ -37,11 +37,14 @@ def prompt_warnings(
     ]
     if not windows:
         return []
-    window, tokenizer = max(windows, key=lambda pair: pair[0])
+    window, part = max(windows, key=lambda pair: pair[0])
+    tokenizer = getattr(part, "tokenizer", part)  # of a processor that reads pictures as well
+    window -= _around(pipe, part)
     words, warnings = _closed_vocabulary(tokenizer), []
     for prompt in dict.fromkeys(prompts):
         ids = tokenizer(prompt, verbose=False).input_ids
-        cut = tokenizer.decode(ids[window - 1 :], skip_special_tokens=True).strip()
+        last = ids[-1:] == [tokenizer.eos_token_id]  # which stays in the place of a word
+        cut = tokenizer.decode(ids[window - last :], skip_special_tokens=True).strip()
         if len(ids) > window and cut:
             sentence = f"The model reads {window} tokens; cut off from {_short(prompt)}: {cut!r}"
             warnings.append(sentence)
@@ -56,6 +59,28 @@ def _window(pipe: Any, tokenizer: Any, max_sequence_length: int | None) -> int:
     if isinstance(tokenizer, CLIPTokenizer):
         return tokenizer.model_max_length
     return max_sequence_length or call_default(pipe, "max_sequence_length")
+
+
+def _around(pipe: Any, tokenizer: Any) -> int:
+    """Tokens of the window that the pipeline's own words around a prompt take."""
+    text, chat = "", [{"role": "user", "content": ""}]
+    if hasattr(pipe, "prompt_template_encode_suffix"):  # Krea 2, where the rest is not counted
+        text = pipe.prompt_template_encode_suffix
+    elif hasattr(pipe, "prompt_template_encode"):  # Qwen-Image, likewise
+        text = pipe.prompt_template_encode.partition("{}")[2]
+    elif hasattr(pipe, "system_prompt"):  # Lumina 2
+        text = f"{pipe.system_prompt} <Prompt Start> "
+    elif hasattr(pipe, "system_message"):  # FLUX.2 dev
+        said = (("system", pipe.system_message), ("user", ""))
+        chat = [{"role": who, "content": [{"type": "text", "text": what}]} for who, what in said]
+        text = tokenizer.apply_chat_template(chat, tokenize=False)
+    elif getattr(tokenizer, "chat_template", None):  # Z-Image and FLUX.2 klein
+        thinks = {"enable_thinking": type(pipe).__name__ == "ZImagePipeline"}
+        text = tokenizer.apply_chat_template(
+            chat, tokenize=False, add_generation_prompt=True, **thinks
+        )
+    words = getattr(tokenizer, "tokenizer", tokenizer)
+    return len(words(text, add_special_tokens=False).input_ids) if text else 0
 
 
 def _closed_vocabulary(tokenizer: Any) -> set[str]:

@@ -14,19 +14,28 @@ CHOICES = ("auto", "xformers", "sdpa", "math")
 
 
 def set_attention(
-    denoiser: nn.Module, attention: str, device: torch.device, dtype: torch.dtype
+    denoiser: nn.Module,
+    attention: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    masked: bool = False,
 ) -> None:
     """Make a UNet or transformer use this attention, forward and backward.
 
     `auto` takes xformers on CUDA where it can run the denoiser's shapes, else SDPA, which
-    diffusers uses by itself. Raises ValueError where xformers is asked for and cannot run.
+    diffusers uses by itself, and always where attention is `masked`: diffusers' xformers backend
+    adds a mask's ones and zeros to the logits. Raises ValueError where xformers is asked for and
+    cannot run.
     """
     if attention not in CHOICES:
         raise ValueError(f"attention is {attention!r}; it must be one of {', '.join(CHOICES)}")
     if attention == "math":
         _use_math(denoiser)
     elif attention in ("auto", "xformers"):
-        problem = xformers_problem(denoiser, device, dtype)
+        problem = "xformers would misread the masks of this model's attention"
+        if not masked:
+            problem = xformers_problem(denoiser, device, dtype)
         if problem is None:
             _use_xformers(denoiser)
         elif attention == "xformers":

@@ -6,13 +6,13 @@ from typing import Any
 import diffusers
 import torch
 import transformers
-from diffusers.loaders.single_file_utils import fetch_diffusers_config, load_single_file_checkpoint
 from huggingface_hub import snapshot_download
 from torch import nn
 from transformers import PreTrainedModel
 
-from align.models.hub import model_index, pipeline_class, reach, without_checker
+from align.models.hub import model_index, parts_of, pipeline_class, reach, without_checker
 from align.models.load import locate
+from align.models.single_files import guessed_config
 
 CONFIGS = ["*.json", "*.txt", "*.model"]  # of a Hub repository: all but its weights
 UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
@@ -26,11 +26,7 @@ def empty_pipeline(model: str, dtype: torch.dtype) -> Any:
     """
     source, config = locate(model, None)
     if isinstance(source, Path) and source.is_file():
-        config = config or str(
-            fetch_diffusers_config(load_single_file_checkpoint(str(source)))[
-                "pretrained_model_name_or_path"
-            ]
-        )
+        config = config or guessed_config(source)
         source = Path(config) if Path(config).is_dir() else config
     folder = source
     if isinstance(source, str):
@@ -42,8 +38,9 @@ def empty_pipeline(model: str, dtype: torch.dtype) -> Any:
         if name.startswith("_") or name in UNUSED:
             continue
         parts[name] = value
-        if isinstance(value, list):
-            parts[name] = value[1] and _part(value[0], value[1], Path(folder), name, dtype)
+    for name, (library, part) in parts_of(index).items():
+        if name in parts:
+            parts[name] = part and _part(library, part, Path(folder), name, dtype)
     pipe = kind(**{k: v for k, v in (parts | without_checker(kind)).items() if _takes(kind, k)})
     pipe.register_to_config(_name_or_path=model)
     return pipe

@@ -1,6 +1,7 @@
 """Reaching diffusers folders and Hub repositories, with errors that say what to do."""
 
 import json
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ def pipeline_class(source: Path | str, index: dict[str, Any]) -> Any:
     """The class that a model_index.json names. Raises ValueError where it is of no known family."""
     name = str(index.get("_class_name"))
     if name not in FAMILIES:
-        raise ValueError(f"{source} is a {name}; known pipelines: {', '.join(FAMILIES)}")
+        near = get_close_matches(name, FAMILIES, n=1, cutoff=0.5)
+        hint = f", the nearest {near[0]}" if near else ""
+        raise ValueError(f"{source} is a {name}; known pipelines: {', '.join(FAMILIES)}{hint}")
     return getattr(diffusers, name)
 
 
@@ -35,6 +38,17 @@ def model_index(source: Path | str) -> dict[str, Any]:
     if not isinstance(index, dict):
         raise ValueError(f"{path} is no model's index; it must be a JSON object")
     return index
+
+
+def parts_of(index: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """(library, class) of each part that a model_index.json names, None for absent ones; its
+    other lists are settings, such as Krea 2's layers."""
+    lists = {name: value for name, value in index.items() if isinstance(value, list)}
+    return {
+        name: (value[0], value[1])
+        for name, value in lists.items()
+        if len(value) == 2 and all(isinstance(one, str | None) for one in value)
+    }
 
 
 def without_checker(kind: Any) -> dict[str, Any]:

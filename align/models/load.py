@@ -11,9 +11,16 @@ from diffusers.utils import logging as diffusers_logging
 from torch import nn
 from transformers.utils import logging as transformers_logging
 
-from align.diffusion.denoisers import denoiser_module
+from align.diffusion.denoisers import denoiser_module, family_of
 from align.models.attention import set_attention
-from align.models.hub import FORMS, model_index, pipeline_class, reach, without_checker
+from align.models.hub import (
+    FORMS,
+    model_index,
+    parts_of,
+    pipeline_class,
+    reach,
+    without_checker,
+)
 from align.models.parts import check_folders, check_tokenizers, only_variant
 from align.models.quantize import check_quantize, quantized_denoiser
 from align.models.single_files import SINGLE_FILES, load_single_file
@@ -64,7 +71,8 @@ def load_pipeline(
         if isinstance(part, nn.Module):
             part.eval().requires_grad_(False)
     pipe.to(target)
-    set_attention(denoiser_module(pipe), attention, target, precision)
+    masked = family_of(pipe).masked_attention
+    set_attention(denoiser_module(pipe), attention, target, precision, masked=masked)
     if lora:
         from align.models.lora import load_lora  # it imports peft, which takes a second
 
@@ -166,9 +174,9 @@ def _from_folder_or_hub(source: Path | str, dtype: torch.dtype, quantize: str | 
     kind = pipeline_class(source, index)
     settings: dict[str, Any] = {"dtype": dtype, **without_checker(kind)}
     names = {
-        name: value[1]
-        for name, value in index.items()
-        if isinstance(value, list) and value[0] and name not in settings
+        name: kind_of_part
+        for name, (library, kind_of_part) in parts_of(index).items()
+        if library and name not in settings
     }
     check_folders(source, names)
     if isinstance(source, Path):

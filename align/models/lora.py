@@ -56,8 +56,21 @@ def add_lora(
     if rank < 1:
         raise ValueError(f"the LoRA's rank is {rank}; it must be at least 1")
     check_adapters(pipe)
-    layers = _matching_layers(denoiser, targets or family_of(pipe).lora_targets)
+    family = family_of(pipe)
+    unused = tuple(f"{name}." for name in family.unused_layers(pipe))  # would get no gradient
+    layers = [
+        name
+        for name in _matching_layers(denoiser, targets or family.lora_targets)
+        if not f"{name}.".startswith(unused)
+    ]
+    if not layers:
+        raise ValueError(f"no picture depends on the LoRA's targets, {', '.join(targets or ())}")
     ranks, beginning = dict.fromkeys(layers, rank), sum_of(pipe, start)
+    beginning = {
+        name: pair
+        for name, pair in beginning.items()
+        if not f"{name.removeprefix(f'{component}.')}.".startswith(unused)
+    }
     for layer, (down, _) in beginning.items():
         name = layer.removeprefix(f"{component}.")
         if name == layer:

@@ -93,11 +93,88 @@ SANA = _CROSS | {
     "blocks.0.mlp.depth_conv.conv": "transformer_blocks.0.ff.conv_depth",
     "blocks.0.mlp.point_conv.conv": "transformer_blocks.0.ff.conv_point",
 }
+_ZIMAGE_BLOCK = {
+    "attention.qkv": "attention.to_q to_k to_v",
+    "attention.out": "attention.to_out.0",
+} | {
+    layer: layer
+    for layer in ("feed_forward.w1", "feed_forward.w2", "feed_forward.w3", "adaLN_modulation.0")
+}
+ZIMAGE = {
+    f"{blocks}.0.{original}": f"{blocks}.0.{written}"
+    for blocks in ("layers", "noise_refiner", "context_refiner")
+    for original, written in _ZIMAGE_BLOCK.items()
+} | {layer: layer for layer in ("cap_embedder.1", "t_embedder.mlp.0", "t_embedder.mlp.2")}
+FLUX2 = {
+    "img_in": "x_embedder",
+    "txt_in": "context_embedder",
+    "time_in.in_layer": "time_guidance_embed.timestep_embedder.linear_1",
+    "time_in.out_layer": "time_guidance_embed.timestep_embedder.linear_2",
+    "guidance_in.in_layer": "time_guidance_embed.guidance_embedder.linear_1",
+    "guidance_in.out_layer": "time_guidance_embed.guidance_embedder.linear_2",
+    "double_stream_modulation_img.lin": "double_stream_modulation_img.linear",
+    "double_stream_modulation_txt.lin": "double_stream_modulation_txt.linear",
+    "single_stream_modulation.lin": "single_stream_modulation.linear",
+    "double_blocks.0.img_mlp.0": "transformer_blocks.0.ff.linear_in",
+    "double_blocks.0.img_mlp.2": "transformer_blocks.0.ff.linear_out",
+    "double_blocks.0.txt_mlp.0": "transformer_blocks.0.ff_context.linear_in",
+    "double_blocks.0.txt_mlp.2": "transformer_blocks.0.ff_context.linear_out",
+    "single_blocks.0.linear1": "single_transformer_blocks.0.attn.to_qkv_mlp_proj",
+    "single_blocks.0.linear2": "single_transformer_blocks.0.attn.to_out",
+    "final_layer.linear": "proj_out",
+} | {original: written for original, written in FLUX.items() if "_attn." in original}
+_KREA2_BLOCK = {
+    "attn.wq": "attn.to_q",
+    "attn.wk": "attn.to_k",
+    "attn.wv": "attn.to_v",
+    "attn.wo": "attn.to_out.0",
+    "attn.gate": "attn.to_gate",
+    "mlp.gate": "ff.gate",
+    "mlp.up": "ff.up",
+    "mlp.down": "ff.down",
+}
+KREA2 = {
+    "first": "img_in",
+    "tmlp.0": "time_embed.linear_1",
+    "tmlp.2": "time_embed.linear_2",
+    "tproj.1": "time_mod_proj",
+    "txtmlp.1": "txt_in.linear_1",
+    "txtmlp.3": "txt_in.linear_2",
+    "txtfusion.projector": "text_fusion.projector",
+    "last.linear": "final_layer.linear",
+} | {
+    f"{above}.0.{original}": f"{written_above}.0.{written}"
+    for above, written_above in (
+        ("blocks", "transformer_blocks"),
+        ("txtfusion.layerwise_blocks", "text_fusion.layerwise_blocks"),
+        ("txtfusion.refiner_blocks", "text_fusion.refiner_blocks"),
+    )
+    for original, written in _KREA2_BLOCK.items()
+}
+_LUMINA2_BLOCK = {
+    "attention.qkv": "attn.to_q to_k to_v",
+    "attention.out": "attn.to_out.0",
+    "feed_forward.w1": "feed_forward.linear_1",
+    "feed_forward.w2": "feed_forward.linear_2",
+    "feed_forward.w3": "feed_forward.linear_3",
+    "adaLN_modulation.1": "norm1.linear",
+}
+LUMINA2 = {
+    f"{blocks}.0.{original}": f"{blocks}.0.{written}"
+    for blocks in ("layers", "noise_refiner", "context_refiner")
+    for original, written in _LUMINA2_BLOCK.items()
+}
 TABLES = {
     "FluxTransformer2DModel": FLUX,
     "SD3Transformer2DModel": SD3,
     "PixArtTransformer2DModel": PIXART,
     "SanaTransformer2DModel": SANA,
+    "ZImageTransformer2DModel": ZIMAGE,
+    "Flux2Transformer2DModel": FLUX2,
+    "QwenImageTransformer2DModel": {},  # its original names are diffusers' own
+    "Krea2Transformer2DModel": KREA2,
+    "ChromaTransformer2DModel": FLUX,
+    "Lumina2Transformer2DModel": LUMINA2,
 }
 COMPONENT = "transformer"
 
@@ -110,17 +187,21 @@ def original_layers(transformer: Any) -> dict[str, tuple[str, ...]]:
     kind = type(transformer).__name__
     if kind not in TABLES:
         raise ValueError(f"kohya's layout has no names for a {kind}; known: {', '.join(TABLES)}")
-    there = {name for name, _ in transformer.named_modules()}
-    blocks = {
-        name.split(".")[1] for name in there if re.match(r"\w*transformer_blocks\.\d+$", name)
-    }
+    there, table = {name for name, _ in transformer.named_modules()}, TABLES[kind]
+    if not table:
+        plain = (n for n in there if hasattr(transformer.get_submodule(n), "weight"))
+        return {name: (name,) for name in plain if not re.search(r"\.(lora_|base_layer)", name)}
     found = {}
-    for original, written in TABLES[kind].items():
-        numbers = sorted(blocks, key=int) if ".0." in written else ["0"]
+    for original, written in table.items():
+        blocks, counted, _ = written.partition(".0.")
+        numbers = ["0"]
+        if counted:
+            below = {name.rpartition(".")[::2] for name in there}
+            numbers = sorted((n for b, n in below if b == blocks and n.isdigit()), key=int)
         for number in numbers:
-            parts = _parts(written.replace("blocks.0.", f"blocks.{number}.", 1))
+            parts = _parts(written.replace(".0.", f".{number}.", 1))
             if all(part in there for part in parts):
-                found[original.replace("blocks.0.", f"blocks.{number}.", 1)] = parts
+                found[original.replace(".0.", f".{number}.", 1) if counted else original] = parts
     return found
 
 
@@ -172,7 +253,7 @@ def reversed_layers(denoiser: Any) -> dict[str, str]:
     """Layers whose two halves (shift, then scale) diffusers has the other way round, with their
     original names: read, but never written."""
     kind, found = type(denoiser).__name__, {}
-    if kind not in ("FluxTransformer2DModel", "SD3Transformer2DModel"):
+    if kind not in ("FluxTransformer2DModel", "SD3Transformer2DModel", "Flux2Transformer2DModel"):
         return found
     for name, module in denoiser.named_modules():
         if type(module).__name__ == "AdaLayerNormContinuous":

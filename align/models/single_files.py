@@ -13,12 +13,18 @@ import torch
 import transformers
 from diffusers.loaders.single_file_utils import fetch_diffusers_config, load_single_file_checkpoint
 
-from align.models.hub import model_index, pipeline_class, reach, without_checker
+from align.models.hub import model_index, parts_of, pipeline_class, reach, without_checker
 from align.models.lora_files import pickled
 from align.models.parts import only_variant
 from align.runs.files import brief
 
 SINGLE_FILES = (".safetensors", ".ckpt")
+PREFIX = "model.diffusion_model."
+# A tensor of the transformers that diffusers takes for others of their kind, and a config.
+UNTOLD = {
+    "FLUX.2": ("single_stream_modulation.lin.weight", "black-forest-labs/FLUX.2-klein-4B"),
+    "Qwen-Image": ("transformer_blocks.0.img_mod.1.weight", "Qwen/Qwen-Image"),
+}
 # How the keys of each component begin, in a file that has it.
 VAE_KEYS = ("first_stage_model.", "vae.")
 T5_KEYS = ("text_encoders.t5xxl.",)
@@ -55,9 +61,12 @@ def _load(path: Path, config: str | None, dtype: torch.dtype) -> Any:
     part = getattr(diffusers, index.get("transformer", [None, ""])[1], None)
     if part is None or not hasattr(part, "from_single_file"):
         raise ValueError(f"diffusers reads no single files of a {kind.__name__}; give a folder")
-    transformer = _sound(
-        path, part.from_single_file, str(path), subfolder="transformer", **settings
-    )
+    # ComfyUI's prefix, which diffusers' converters of some transformers leave where it is.
+    tensors = {
+        name.removeprefix(PREFIX): value
+        for name, value in _sound(path, load_single_file_checkpoint, str(path)).items()
+    }
+    transformer = _sound(path, part.from_single_file, tensors, subfolder="transformer", **settings)
     return reach(source, kind.from_pretrained, source, transformer=transformer, dtype=dtype)
 
 
@@ -65,8 +74,7 @@ def _index(path: Path, config: str | None) -> tuple[dict[str, Any], str]:
     """The model_index.json for a single file, and the folder or Hub id it is from."""
     if config is not None:
         return model_index(config), config
-    checkpoint = _sound(path, load_single_file_checkpoint, str(path))
-    config = str(fetch_diffusers_config(checkpoint)["pretrained_model_name_or_path"])
+    config = guessed_config(path)
     try:
         return model_index(config), config
     except FileNotFoundError as error:
@@ -76,13 +84,28 @@ def _index(path: Path, config: str | None) -> tuple[dict[str, Any], str]:
         ) from error
 
 
+def guessed_config(path: Path) -> str:
+    """The Hub id whose configs a single file goes with, by the names of its tensors.
+
+    Raises ValueError where these cannot tell.
+    """
+    checkpoint = _sound(path, load_single_file_checkpoint, str(path))
+    for kind, (name, example) in UNTOLD.items():
+        if name in checkpoint or f"{PREFIX}{name}" in checkpoint:
+            raise ValueError(
+                f"{path} is a transformer of {kind}, which its tensors tell no more of; name the "
+                f"diffusers folder or Hub id that it goes with, as {path}@{example}"
+            )
+    return str(fetch_diffusers_config(checkpoint)["pretrained_model_name_or_path"])
+
+
 def _absent_parts(
     path: Path, source: Path | str, index: dict[str, Any], dtype: torch.dtype
 ) -> dict[str, Any]:
     """Autoencoder and text encoders that are not in the file, from the config's repository."""
     keys = list(_sound(path, load_single_file_checkpoint, str(path)))
     absent = {}
-    for name, (library, kind) in ((k, v) for k, v in index.items() if isinstance(v, list)):
+    for name, (library, kind) in parts_of(index).items():
         if name == "vae":
             starts, home = VAE_KEYS, diffusers
         elif name.startswith("text_encoder") and library == "transformers":

@@ -1,7 +1,8 @@
 """Published architectures with random weights or none, for measurements without a download.
 
-The numbers are those of the models' own config files. Tokenizers spell every word in letters, with
-the real lengths, so memory and time are as with the real ones.
+The numbers are those of the models' own config files; of FLUX.2 klein and the Qwen encoders they
+are from model cards, and the parameters add up to what the names say. Tokenizers spell every word
+in letters, with the real lengths, so memory and time are as with the real ones.
 """
 
 import diffusers
@@ -12,6 +13,12 @@ from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2Tokenizer,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3Model,
     T5Config,
     T5EncoderModel,
     T5Tokenizer,
@@ -166,12 +173,88 @@ def flux_dev() -> diffusers.FluxPipeline:
     )
 
 
+def qwen_tokenizer() -> Qwen2Tokenizer:
+    letters = {letter: place for place, letter in enumerate(sorted(ByteLevel.alphabet()))}
+    return Qwen2Tokenizer(vocab=letters, merges=[])
+
+
+def qwen3(width: int, inner: int, tied: bool = True) -> Qwen3Config:
+    return Qwen3Config(
+        vocab_size=151936,
+        hidden_size=width,
+        intermediate_size=inner,
+        num_hidden_layers=36,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        head_dim=128,
+        tie_word_embeddings=tied,
+    )
+
+
+def z_image() -> diffusers.ZImagePipeline:
+    """Z-Image-Turbo: the base differs in its scheduler's shift alone."""
+    return diffusers.ZImagePipeline(
+        scheduler=scheduler("FlowMatchEulerDiscreteScheduler", shift=3.0),
+        vae=vae(16, sample_size=1024, use_quant_conv=False, use_post_quant_conv=False),
+        text_encoder=Qwen3Model(qwen3(2560, 9728)),
+        tokenizer=qwen_tokenizer(),
+        transformer=diffusers.ZImageTransformer2DModel(),
+    )
+
+
+def klein(big: bool, is_distilled: bool = True) -> diffusers.Flux2KleinPipeline:
+    width, inner = (4096, 12288) if big else (2560, 9728)
+    return diffusers.Flux2KleinPipeline(
+        scheduler=scheduler("FlowMatchEulerDiscreteScheduler", use_dynamic_shifting=True),
+        vae=diffusers.AutoencoderKLFlux2(),
+        text_encoder=Qwen3ForCausalLM(qwen3(width, inner, tied=not big)),
+        tokenizer=qwen_tokenizer(),
+        transformer=diffusers.Flux2Transformer2DModel(
+            num_layers=8 if big else 5,
+            num_single_layers=24 if big else 20,
+            num_attention_heads=32 if big else 24,
+            joint_attention_dim=3 * width,
+            guidance_embeds=False,
+        ),
+        is_distilled=is_distilled,
+    )
+
+
+def qwen_image() -> diffusers.QwenImagePipeline:
+    text = {
+        "vocab_size": 152064,
+        "hidden_size": 3584,
+        "intermediate_size": 18944,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 1e6,
+            "mrope_section": [16, 24, 24],
+        },
+    }
+    vision = {"depth": 32, "hidden_size": 1280, "num_heads": 16, "out_hidden_size": 3584}
+    config = Qwen2_5_VLConfig(text_config=text, vision_config=vision)
+    return diffusers.QwenImagePipeline(
+        scheduler=scheduler("FlowMatchEulerDiscreteScheduler", use_dynamic_shifting=True),
+        vae=diffusers.AutoencoderKLQwenImage(),
+        text_encoder=Qwen2_5_VLForConditionalGeneration(config),
+        tokenizer=qwen_tokenizer(),
+        transformer=diffusers.QwenImageTransformer2DModel(),
+    )
+
+
 ARCHITECTURES = {
     "sd15": stable_diffusion_15,
     "sd15-half": lambda: stable_diffusion_15(width=160),  # for machines with little memory
     "sdxl": sdxl,
     "sd3-medium": sd3_medium,
     "flux-dev": flux_dev,
+    "z-image-turbo": z_image,
+    "klein-4b": lambda: klein(big=False),
+    "klein-9b": lambda: klein(big=True),
+    "qwen-image": qwen_image,
 }
 
 

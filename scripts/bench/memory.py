@@ -32,6 +32,18 @@ RECIPES = {
          "scheduler": "FlowMatchEulerDiscreteScheduler",
          "num_inference_steps": 28},
     ),
+    "z-image-turbo-24gb": (
+        "z-image-turbo",
+        {"preset": "draft-1", "memory": "24gb", "quantize": "4bit", "guidance_scale": 0.0,
+         "scheduler": "FlowMatchEulerDiscreteScheduler",
+         "num_inference_steps": 8},
+    ),
+    "flux2-klein-24gb": (
+        "klein-4b",
+        {"preset": "draft-1", "memory": "24gb", "guidance_scale": 0.0,
+         "scheduler": "FlowMatchEulerDiscreteScheduler",
+         "num_inference_steps": 4},
+    ),
 }  # fmt: skip
 HPS_WEIGHTS = 986_109_441  # of a ViT-H/14 CLIP, in float32
 
@@ -176,7 +188,11 @@ def print_recipes() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--architecture", choices=["sd15", "sd15-half", "sdxl", "sd3-medium", "flux-dev"]
+        "--architecture",
+        choices=[
+            *("sd15", "sd15-half", "sdxl", "sd3-medium", "flux-dev"),
+            *("z-image-turbo", "klein-4b", "klein-9b", "qwen-image"),
+        ],
     )
     parser.add_argument("--steps", type=int, nargs="+", help="denoising steps of each measurement")
     parser.add_argument("--batch-size", type=int, default=1)

@@ -6,7 +6,6 @@ number by number, so it does not matter to it.
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,7 +15,8 @@ from align.diffusion.families.family import (
     Family,
     Forward,
     call_default,
-    image_shift,
+    default_square,
+    patch_timesteps,
 )
 from align.diffusion.families.sd3 import JOINT_LAYERS
 
@@ -65,34 +65,13 @@ def unpack_latents(pipe: Any, tokens: Tensor, height: int, width: int) -> Tensor
     return pipe._unpack_latents(tokens, height, width, pipe.vae_scale_factor)
 
 
-def set_timesteps(
-    pipe: Any,
-    scheduler: Any,
-    num_inference_steps: int,
-    device: torch.device,
-    latent_size: tuple[int, int],
-) -> Tensor:
-    spacing: dict[str, Any] = {
-        "sigmas": np.linspace(1.0, 1 / num_inference_steps, num_inference_steps)
-    }
-    if scheduler.config.get("use_flow_sigmas"):
-        spacing = {"num_inference_steps": num_inference_steps}
-    mu = image_shift(scheduler, latent_size, max_shift=1.15)
-    scheduler.set_timesteps(device=device, mu=mu, **spacing)
-    return scheduler.timesteps
-
-
-def default_size(pipe: Any) -> tuple[int, int]:
-    return (pipe.default_sample_size * pipe.vae_scale_factor,) * 2
-
-
 FAMILY = Family(
     name="FLUX",
     encode=encode,
     make_forward=make_forward,
     is_guided=lambda pipe, guidance_scale: False,
-    set_timesteps=set_timesteps,
-    default_size=default_size,
+    set_timesteps=patch_timesteps,
+    default_size=default_square,
     latent_patch=2,
     latent_channels=lambda pipe: pipe.transformer.config.in_channels // 4,
     unpack_latents=unpack_latents,

@@ -6,7 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from align.diffusion.families.family import Embeds, Family, Forward, call_default
+from align.diffusion.families.family import (
+    Embeds,
+    Family,
+    Forward,
+    at_least_float32,
+    call_default,
+)
 
 
 def encode(
@@ -37,11 +43,6 @@ def encode(
             "negative_prompt_attention_mask": negatives[1],
         }
     return embeds
-
-
-def at_least_float32(dtype: torch.dtype) -> torch.dtype:
-    """The precision of SANA's loop: only the transformer may run in half."""
-    return torch.promote_types(dtype, torch.float32)
 
 
 def make_forward(pipe: Any, guidance_scale: float, height: int, width: int) -> Forward:
