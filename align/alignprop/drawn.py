@@ -54,9 +54,9 @@ def draw_groups(run: Run, update: int, indices: Sequence[int]) -> Drawn:
 def learning_denoiser(run: Run, embeds: dict[str, Tensor]) -> Denoiser:
     """The denoiser that is trained. A guidance that is the model's input (FLUX, LCM) stays that of
     the images; one that mixes two outputs is no part of the model."""
-    c = run.config
-    mixed = family_of(run.pipe).is_guided(run.pipe, c.guidance_scale)
-    scale = 1.0 if mixed else c.guidance_scale
+    c, family = run.config, family_of(run.pipe)
+    scales = (c.guidance_scale, 1.0, 0.0)  # to most families 1 is no guidance, to Z-Image 0
+    scale = next(scale for scale in scales if not family.is_guided(run.pipe, scale))
     return run.sampler.denoiser(embeds, guidance_scale=scale, checkpointing=c.checkpointing)
 
 

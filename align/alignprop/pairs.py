@@ -166,4 +166,5 @@ def _latents(source: Source, size: tuple[int, int], pipe: Any) -> Float[Tensor, 
 
 
 def _unit(pipe: Any) -> int:
-    return pipe.vae_scale_factor * family_of(pipe).latent_patch
+    family = family_of(pipe)
+    return family.latent_factor(pipe) * family.latent_patch

@@ -21,7 +21,7 @@ from align.alignprop.rollout import check_window
 from align.alignprop.update import LossModule, batch_loss
 from align.config.train import TrainConfig
 from align.config.windows import Window, parse_window
-from align.diffusion.denoisers import Denoiser, denoiser_module, is_distilled, make_denoiser
+from align.diffusion.denoisers import Denoiser, denoiser_module, family_of, make_denoiser
 from align.diffusion.forward_process import prediction_kind
 from align.diffusion.pixels import decode
 from align.diffusion.prompt_limits import warn_about_prompts
@@ -257,7 +257,7 @@ def check_method(config: TrainConfig, pipe: Any) -> None:
             f"method is {config.method!r}, which needs a model that predicts noise, a velocity or "
             f"the image; {name} with {type(pipe.scheduler).__name__} is none: use alignprop"
         )
-    few = is_distilled(pipe) or name in ("LatentConsistencyModelPipeline", "SanaSprintPipeline")
+    few = family_of(pipe).few_steps(pipe) or name == "LatentConsistencyModelPipeline"
     if name == "FluxPipeline":
         few = not pipe.transformer.config.guidance_embeds  # schnell
     if few and config.method == "nft":

@@ -74,17 +74,19 @@ def decode(
 def encode(pipe: Any, images: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b c h w"]:
     """Latents as `sample` returns them, of images in [0, 1]: the mode of the encoder's posterior.
 
-    Raises ValueError for a pipeline whose autoencoder tells no scale.
+    Raises ValueError for a family whose latents are not its autoencoder's own.
     """
-    vae = pipe.vae
+    vae, family = pipe.vae, family_of(pipe)
+    if family.decode is not None or "scaling_factor" not in vae.config:
+        raise ValueError(
+            f"pictures cannot be encoded for {family.name} yet: its latents are packed"
+        )
     if vae.dtype == torch.float16 and vae.config.get("force_upcast", False):
         vae = copy.deepcopy(vae).float()  # as in `decode`
     pixels = (2 * images - 1).to(vae.device, vae.dtype)
     encoded = vae.encode(pixels, return_dict=False)[0]
     # DC-AE, of SANA, has no posterior
     latents = encoded.mode() if hasattr(encoded, "mode") else encoded
-    if "scaling_factor" not in vae.config:
-        raise ValueError(f"{type(vae).__name__} tells no scaling_factor to encode pictures by")
     nothing = torch.zeros_like(latents)
     shift = unscale(vae.config, nothing)  # affine, channel by channel
     factor = unscale(vae.config, nothing + 1) - shift
