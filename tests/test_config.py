@@ -202,6 +202,9 @@ PUBLISHED = {
     "refl": (100, 64, 2, 1e-5, 1e-2, 1000, 4, 40, 1, 1, "refl", 0.9999),
     "drtune": (300, 64, 8, 1e-5, 1e-4, 1, 4, 25, 3.5, 0, "drtune:3", 0.995),
     "draft-plus": (2000, 4, 1, 1e-4, 0, 10, 32, 50, 7.5, 0, "1", 0.9999),
+    "nft": (1000, 1152, 24, 3e-4, 1e-4, 1, 32, 10, 1, 0, "all", None),
+    "elbo-rl": (360, 1152, 24, 3e-4, 1e-4, 5, 32, 10, 1, 0, "all", None),
+    "v-grpo": (580, 1152, 24, 3e-4, 1e-4, 0, 32, 40, 1, 0, "all", None),
 }
 
 
@@ -222,6 +225,11 @@ def test_presets_set_what_is_theirs_alone():
     dpo = TrainConfig(preset="embedded-dpo")
     assert (dpo.method, dpo.steps, dpo.group_size, dpo.lora_rank) == ("dpo", 300, 8, 32)
     assert (dpo.lora_targets, dpo.kl_weight) == (("up_blocks.*.attentions.*",), 30.0)
+    nft, elbo, v_grpo = (TrainConfig(preset=name) for name in ("nft", "elbo-rl", "v-grpo"))
+    assert (nft.group_size, nft.pair_timesteps, nft.lora_alpha, nft.kl_weight) == (24, 9, 64, 1e-4)
+    assert (nft.nft_beta, nft.old_decay, nft.advantage) == (1.0, 0.5, "running")
+    assert (elbo.advantage, elbo.old_decay) == ("mean", 0.5)
+    assert (v_grpo.pair_timesteps, v_grpo.kl_weight, v_grpo.old_decay) == (4, 0.0, 0.0)
     own = {"embedded", "embedded-dpo", "embedded-turbo", "taste"}
     assert PUBLISHED.keys() | own == PRESETS.keys()
 

@@ -38,6 +38,27 @@ _DRAFT = {
     "eta": 0.0,
 }
 
+# Online RL of SD 3.5 M at 512 pixels, 48 groups of 24 images an update, no guidance: DiffusionNFT
+# (arXiv 2509.16117), NVlabs/DiffusionNFT, config/nft.py. Their sampler is a multistep solver of
+# second order; the flow's own stays here. GenEval's run; others take nft_beta 0.1.
+_NFT = {
+    "method": "nft",
+    "steps": 1000,
+    "batch_size": 1152,
+    "micro_batch_size": 24,
+    "group_size": 24,
+    "pair_timesteps": 9,
+    "learning_rate": 3e-4,
+    "weight_decay": 1e-4,
+    "max_grad_norm": 1.0,
+    "lora_rank": 32,
+    "lora_alpha": 64.0,
+    "num_inference_steps": 10,
+    "guidance_scale": 1.0,
+    "kl_weight": 1e-4,
+    "old_decay": 0.5,
+}
+
 PRESETS: dict[str, dict[str, Any]] = {
     # For `embedded/scenes` on two CPU cores: few steps, all with gradient, as layout is decided
     # in the first ones. Pilots of scripts/bench/alignprop_gain.py got worse at larger rates, and
@@ -170,6 +191,21 @@ PRESETS: dict[str, dict[str, Any]] = {
         "detach_uncond": True,
         "grad_window": "drtune:3",
         "ema_decay": 0.995,
+    },
+    "nft": _NFT,
+    # ELBO-RL (arXiv 2602.04663), jaemoo-choi/rethinking-diffusion-rl: NFT's frame with a tenth of
+    # the reward's difference as advantage. Its EPG is this loss on policy.
+    "elbo-rl": _NFT | {"steps": 360, "advantage": "mean", "max_grad_norm": 5.0},
+    # V-GRPO (arXiv 2604.23380), tang-bd/v-grpo, of several rewards: its stages have 150, 200, 150,
+    # 50 and 30 updates. It draws by the present policy; its ratio is 1 on policy.
+    "v-grpo": _NFT
+    | {
+        "steps": 580,
+        "pair_timesteps": 4,
+        "max_grad_norm": 0.0,
+        "num_inference_steps": 40,
+        "kl_weight": 0.0,
+        "old_decay": 0.0,
     },
     # DRaFT+: NVIDIA/NeMo-Aligner, examples/mm/stable_diffusion/conf/draftp_sd.yaml. It runs an
     # epoch of its prompts; the number of updates is ours.
