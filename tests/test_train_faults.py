@@ -13,10 +13,10 @@ from train_helpers import LORA, PROMPTS, brightness, run, small_config
 
 from align.alignprop import memory
 from align.alignprop.train import train
-from align.alignprop.update import Diverged
 from align.cli import main
 from align.runs.folder import read_metrics
 from align.training import runs
+from align.training.stopping import Diverged
 from tests.nar.fit_helpers import nan_gradient
 
 

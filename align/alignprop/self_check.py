@@ -177,12 +177,11 @@ def _peak_of_process() -> int:
 
 
 def _memory(run: Run) -> Finding:
-    c, device, records = run.config, run.parameters[0].device, []
+    c, device = run.config, run.parameters[0].device
     cuda = device.type == "cuda"
     if cuda:
         torch.cuda.reset_peak_memory_stats(device)
-    fit(run, losses, figures, on_step=lambda record: records.append(record) or True)
-    (record,) = records
+    record = fit(run, losses, figures, on_step=lambda record: True)
     peak = torch.cuda.max_memory_allocated(device) if cuda else _peak_of_process()
     minutes = record["seconds"] * c.steps / 60
     text = (

@@ -48,8 +48,9 @@ def fit(
     *,
     judge: HeldOutJudge | None = None,
     on_step: OnStep | None = None,
-) -> None:
-    """Do all updates that are left; whatever ends them, what has been reached is saved.
+) -> Record:
+    """Do all updates that are left; whatever ends them, what has been reached is saved. Returns
+    the record of the last one.
 
     `losses(run, update)` yields an update's loss in parts, each with a tensor `loss`, whose
     gradients add up; `figures(run, parts)` is what the update's record says of them. In the main
@@ -58,7 +59,7 @@ def fit(
     Raises Diverged, saying where, and what `losses` raises.
     """
     c, accelerator, began = run.config, run.accelerator, time.monotonic()
-    main, ended = accelerator.is_main_process, False
+    main, ended, record = accelerator.is_main_process, False, {}
     if main:
         drop_metrics_after(run.folder, run.done)
     start_trackers(run)
@@ -104,6 +105,7 @@ def fit(
     if main:
         save(run)
     accelerator.wait_for_everyone()
+    return record
 
 
 def begin(run: Run, judge: HeldOutJudge | None) -> None:

@@ -104,9 +104,11 @@ def measure(args: argparse.Namespace, steps: int) -> dict:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
         loaded = status("VmRSS")
         Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
-        found: list[tuple[dict, float]] = []
-        fit(run, losses, figures, on_step=lambda r: found.append((r, status("VmHWM"))) or True)
-        ((record, peak),) = found
+        peaks = []
+        record = fit(
+            run, losses, figures, on_step=lambda record: peaks.append(status("VmHWM")) or True
+        )
+        (peak,) = peaks
         run.accelerator.end_training()
     return {
         "steps": steps,

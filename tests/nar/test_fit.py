@@ -1,5 +1,6 @@
 """The loop of `align nar tokenizer`, `train` and `convert`: faults, signals, resuming."""
 
+import hashlib
 import json
 import logging
 import os
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from align.config.nar import NarTokenizerConfig
 from align.nar.training.fit import open_processes, train_on_pictures
@@ -193,3 +194,28 @@ def test_a_longer_run_has_the_learning_rates_of_one_that_was_so_from_the_start(t
     fitted(tmp_path / "cut", steps=6, out=None, resume=str(tmp_path / "cut"))
     long, cut = ([r["lr"] for r in read_metrics(tmp_path / name)] for name in ("long", "cut"))
     assert cut[3:] == long[3:]
+
+
+def test_a_checkpoint_of_the_former_form_is_resumed(tmp_path):
+    """It had `stepped` for the schedule, and beside the average how many steps that had seen."""
+    fitted(tmp_path / "whole")
+    run = tmp_path / "run"
+    with pytest.raises(Diverged):
+        fitted(run, lambda loss, update: loss * float("nan") if update == 2 else loss)
+    newest = run / "checkpoints/step-2"
+    state = json.loads((newest / "checkpoint.json").read_text())
+    taken = state.pop("schedule")["last_epoch"]
+    for name in ("ema", "reward_moments", "course"):
+        del state[name]
+    file = newest / "average.safetensors"
+    save_file(load_file(file) | {"n_averaged": torch.tensor(taken)}, file)
+    state["sha256"][file.name] = hashlib.sha256(file.read_bytes()).hexdigest()
+    (newest / "checkpoint.json").write_text(json.dumps(state | {"stepped": taken}))
+    fitted(run, out=None, resume=str(run))
+    for name in ("model", "average"):
+        one, other = (
+            load_file(folder / f"checkpoints/step-4/{name}.safetensors")
+            for folder in (run, tmp_path / "whole")
+        )
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[key], other[key]) for key in one)
