@@ -44,12 +44,12 @@ NARROW = {
 }
 
 
-def values_of(name, hint):
+def values_of(name, hint, allowed):
     """A strategy of valid values of a field."""
     if name in NARROW:
         return NARROW[name]
-    if choices(hint):
-        return st.sampled_from(choices(hint))
+    if allowed:
+        return st.sampled_from(allowed)
     if hint in (int, int | None):
         return COUNTS
     if hint in (float, float | None):
@@ -61,7 +61,10 @@ def values_of(name, hint):
 
 def configs(kind):
     hints = typing.get_type_hints(kind)
-    values = st.fixed_dictionaries({n: values_of(n, hint) for n, hint in hints.items()})
+    marked = typing.get_type_hints(kind, include_extras=True)
+    values = st.fixed_dictionaries(
+        {n: values_of(n, hint, choices(marked[n])) for n, hint in hints.items()}
+    )
     return values.map(lambda found: kind(**whole_groups(found)))
 
 

@@ -17,7 +17,7 @@ from align.alignprop.footprint import META, Footprint, footprint, weight_bytes
 from align.alignprop.frozen import needs_tiles, recompute_blocks, tile_decoder
 from align.alignprop.preferences import pairs_of_group
 from align.alignprop.windows import draw_window
-from align.config.train import TrainConfig
+from align.config.train import METHODS, TrainConfig
 from align.config.windows import parse_window
 from align.diffusion.denoisers import (
     denoiser_module,
@@ -97,7 +97,7 @@ def savings(pipe: Any, config: TrainConfig) -> Iterator[dict[str, Any]]:
     yield {"checkpointing": True}
     yield {"cache_embeddings": True}
     micro = config.micro_batch_size or config.batch_size
-    least = config.group_size if config.method == "dpo" else 1
+    least = config.group_size if METHODS[config.method].compares else 1
     while micro > least:
         micro = micro // 2 if micro % (2 * least) == 0 else least
         yield {"micro_batch_size": micro}
@@ -109,10 +109,10 @@ def savings(pipe: Any, config: TrainConfig) -> Iterator[dict[str, Any]]:
     if on_cuda(config):
         yield {"quantize": config.quantize or "8bit"}
         yield {"quantize": "4bit"}
-    if config.method == "alignprop":
+    if METHODS[config.method].through_sampler:
         yield {"detach_uncond": True}
         yield {"grad_window": "1"}
-    timesteps = config.pair_timesteps if config.method == "dpo" else 1
+    timesteps = config.pair_timesteps if METHODS[config.method].compares else 1
     while timesteps > 1:
         timesteps //= 2
         yield {"pair_timesteps": timesteps}
@@ -172,7 +172,7 @@ class Needs:
         kept = self._kept_calls(config)
         micro = min(config.micro_batch_size or config.batch_size, config.batch_size)
         drawn = 0
-        if config.method == "dpo":  # one unguided pass over both images of every pair
+        if METHODS[config.method].compares:  # one unguided pass over both images of every pair
             kept, drawn = 1, micro
             micro = micro // config.group_size * compared_images(config)
         peak = self.activations(

@@ -3,6 +3,7 @@ reward: no gradient of the reward, and none through the sampler."""
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from pkgutil import resolve_name
 from typing import Any
 
 import torch
@@ -11,9 +12,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from align.alignprop.session import Session
-from align.alignprop.update import BatchLoss, batch_loss, image_terms
+from align.alignprop.update import BatchLoss, image_terms
 from align.alignprop.windows import Draw
-from align.config.train import TrainConfig
+from align.config.train import METHODS, TrainConfig
 from align.diffusion.denoisers import family_of
 from align.diffusion.pixels import decode
 from align.diffusion.sample import make_noise, sample
@@ -24,7 +25,7 @@ from align.training.seeding import image_seed
 
 def loss_of(config: TrainConfig) -> Callable[[Session, int, Sequence[int]], BatchLoss]:
     """The loss of the run's method."""
-    return preference_loss if config.method == "dpo" else batch_loss
+    return resolve_name(METHODS[config.method].loss)
 
 
 def preference_loss(session: Session, update: int, indices: Sequence[int]) -> BatchLoss:

@@ -15,7 +15,7 @@ from align.alignprop.memory import plan
 from align.alignprop.preferences import loss_of
 from align.alignprop.session import Session, open_session, trained_reward
 from align.alignprop.update import train_step
-from align.config.train import TrainConfig
+from align.config.train import METHODS, TrainConfig
 from align.diffusion.denoisers import denoiser_module
 from align.diffusion.pixels import decode
 from align.diffusion.sample import generate, make_noise, sample, step_arguments
@@ -60,7 +60,7 @@ def self_check(config: TrainConfig, *, reward: Any = None, pipe: Any = None) -> 
                 session.embed.keep(session.prompts.prompts)
             if session.scale is not None:
                 session.scale.update(score_pictures(session, None))
-            if config.method == "alignprop":  # dpo takes no gradient of the reward
+            if METHODS[config.method].through_sampler:
                 findings.append(_gradient(session))
             return [*findings, _memory(session)]
         finally:

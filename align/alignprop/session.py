@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from align.alignprop.embeddings import Embeddings
 from align.alignprop.frozen import prepare_pipeline, shard_frozen
 from align.alignprop.rollout import check_window
-from align.config.train import TrainConfig
+from align.config.train import METHODS, TrainConfig
 from align.config.windows import Window, parse_window
 from align.diffusion.denoisers import Denoiser, denoiser_module, make_denoiser
 from align.diffusion.pixels import decode
@@ -178,7 +178,7 @@ def open_session(config: TrainConfig, *, reward: Any = None, pipe: Any = None) -
         )
     set_scheduler(pipe, config.scheduler)
     check_schedule(pipe, config.num_inference_steps, config.eta, config.height, config.width)
-    if config.method == "alignprop":
+    if METHODS[config.method].through_sampler:
         check_window(window, pipe.scheduler)
     check_method(config, pipe)
     if accelerator.is_main_process:
@@ -270,7 +270,8 @@ def make_accelerator(config: TrainConfig, pipe: Any = None) -> tuple[Accelerator
         raise ValueError(
             f"micro_batch_size is {micro}; it must divide the {share} images of a process"
         )
-    if config.method == "dpo" and (share % config.group_size or micro % config.group_size):
+    groups = config.group_size if METHODS[config.method].compares else 1
+    if share % groups or micro % groups:
         raise ValueError(
             f"a process has {share} images, {micro} a forward pass; both must be multiples of "
             f"group_size, which is {config.group_size}"
@@ -282,7 +283,7 @@ def make_accelerator(config: TrainConfig, pipe: Any = None) -> tuple[Accelerator
 def trained_reward(config: TrainConfig, device: Any = "cpu", reward: Any = None) -> Any:
     """The run's reward, frozen. Raises ValueError where it has no gradient."""
     reward = load_reward(config.reward if reward is None else reward, device)
-    if config.method == "alignprop":
+    if METHODS[config.method].through_sampler:
         refuse_undifferentiable(reward)
     return reward.eval().requires_grad_(False)
 
@@ -298,15 +299,17 @@ def refuse_undifferentiable(reward: Any) -> None:
 
 
 def check_method(config: TrainConfig, pipe: Any) -> None:
-    """Raise ValueError where dpo is asked of a model that was not trained to predict noise."""
-    if config.method != "dpo":
+    """Raise ValueError where a method that compares predictions of noise is asked of a model that
+    was not trained to make them."""
+    if not METHODS[config.method].compares:
         return
     kind = pipe.scheduler.config.get("prediction_type")
     noises = hasattr(pipe.scheduler, "alphas_cumprod")
     if not noises or kind not in ("epsilon", "v_prediction", "sample"):
         raise ValueError(
-            "method is 'dpo', which needs a model of the kind of Stable Diffusion 1.x, 2.x or XL; "
-            f"{type(pipe).__name__} with {type(pipe.scheduler).__name__} is none: use alignprop"
+            f"method is {config.method!r}, which needs a model of the kind of Stable Diffusion "
+            f"1.x, 2.x or XL; {type(pipe).__name__} with {type(pipe.scheduler).__name__} is none: "
+            "use alignprop"
         )
 
 

@@ -14,6 +14,7 @@ from align.alignprop.regularize import DistanceToBase
 from align.alignprop.rollout import rollout
 from align.alignprop.session import Session
 from align.alignprop.windows import Draw, draw_window
+from align.config.train import METHODS
 from align.diffusion.pixels import decode
 from align.diffusion.sample import make_noise
 from align.language.prompts import draw_prompts
@@ -192,7 +193,7 @@ def _step(session: Session, update: int) -> float:
     if c.shard:  # no wrapper synchronizes them
         for parameter in session.parameters:
             parameter.grad = accelerator.reduce(parameter.grad, reduction="mean")  # pyright: ignore
-    if update == 0 and c.method == "alignprop":
+    if update == 0 and METHODS[c.method].through_sampler:
         _refuse_flatness(session)
     norm, stepped = step_optimizer(session, session.parameters, c.max_grad_norm)
     if stepped:
@@ -221,7 +222,7 @@ def _record(session: Session, parts: list[BatchLoss]) -> dict[str, Any]:
     if session.scale is not None:
         session.scale.update(terms)
     record = {"reward": scores.mean().item(), "reward_std": scores.std(correction=0).item()}
-    if session.config.method == "dpo":
+    if METHODS[session.config.method].compares:
         record["flat_groups"] = flat_share(session, scores, session.config.group_size)
     record["terms"] = {name: score.mean().item() for name, score in terms.items()}
     if parts[0].kl is not None:

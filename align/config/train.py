@@ -1,12 +1,13 @@
 """The settings of `align train`. Standard library only; import it from `align.config.commands`."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from align.config.checks import (
     Count,
     Dtype,
     NotNegative,
+    OneOf,
     Positive,
     Share,
     check,
@@ -28,6 +29,33 @@ from align.config.presets import PRESETS
 from align.config.windows import parse_window
 
 
+@dataclass(frozen=True)
+class TrainMethod:
+    """A way to train a LoRA."""
+
+    loss: str
+    """module:function of a run, an update's number and global indices of its images, which returns
+    an `align.alignprop.update.BatchLoss`."""
+    does: str
+    """What it does, in a sentence for model cards and lists."""
+    through_sampler: bool = False
+    """Whether the reward's gradient goes through the sampler: it needs a reward that has one."""
+    compares: bool = False
+    """Whether it compares a group of images of each prompt, by the model's predictions at noised
+    images: it needs a model that was trained to predict noise."""
+
+
+# Every training method: `align train --method`, the losses, the cards and the docs read this.
+METHODS = {
+    "alignprop": TrainMethod("align.alignprop.update:batch_loss",
+        "AlignProp (arXiv 2310.03739): the reward is backpropagated through the sampler",
+        through_sampler=True),
+    "dpo": TrainMethod("align.alignprop.preferences:preference_loss",
+        "Diffusion-DPO (arXiv 2311.12908) on its own images: of those of a prompt, the best by "
+        "the reward are preferred to the worst", compares=True),
+}  # fmt: skip
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(
     Pipeline, LoraTraining, Drawing, Size, Device, Arithmetic, RunFolder, Resumable, Presets
@@ -36,7 +64,7 @@ class TrainConfig(
 
     lora: tuple[str, ...] = ()
     """Start from this LoRA (embedded/NAME, a file, folder, run or Hub id), optionally =WEIGHT."""
-    method: Literal["alignprop", "dpo"] = "alignprop"
+    method: Annotated[str, OneOf(METHODS)] = "alignprop"
     """alignprop follows the reward's gradient through the sampler; dpo draws a group of images a
     prompt and prefers the best by the reward to the worst (no gradient of the reward needed)."""
     micro_batch_size: Count | None = None
@@ -111,7 +139,7 @@ class TrainConfig(
                 f"micro_batch_size is {self.micro_batch_size}; it must divide batch_size, "
                 f"which is {self.batch_size}"
             )
-        if self.method == "dpo":
+        if METHODS[self.method].compares:
             self._check_groups()
         for name in ("judge_prompts", "patience"):
             if getattr(self, name) is not None and self.judge is None:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from align.config.train import TrainConfig
+from align.config.train import METHODS, TrainConfig
 from align.models.processes import is_first
 from align.runs.files import brief, write_atomic, write_json
 from align.runs.folder import read_metrics
@@ -14,11 +14,6 @@ from align.training.pictures import PICTURES
 from align.training.runs import Run
 
 PAIR = ("before.png", "after.png")
-METHODS = {
-    "alignprop": "AlignProp (arXiv 2310.03739): the reward is backpropagated through the sampler",
-    "dpo": "Diffusion-DPO (arXiv 2311.12908) on its own images: of those of a prompt, the best by "
-    "the reward are preferred to the worst",
-}
 
 
 def write_report(
@@ -85,7 +80,7 @@ def model_card(config: TrainConfig, report: dict[str, Any]) -> str:
         *front,
         f"# A LoRA that raises {c.reward}",
         "",
-        f"Trained from {c.model} with {METHODS[c.method]}.",
+        f"Trained from {c.model} with {METHODS[c.method].does}.",
         "",
         "```python",
         f'pipe = DiffusionPipeline.from_pretrained("{c.model}")',
@@ -105,8 +100,10 @@ def model_card(config: TrainConfig, report: dict[str, Any]) -> str:
 
 def how_compared(c: TrainConfig) -> dict[str, Any]:
     """The settings that only the run's method has."""
-    if c.method == "alignprop":
+    if METHODS[c.method].through_sampler:
         return {"gradient window": c.grad_window}
+    if not METHODS[c.method].compares:
+        return {}
     return {"images compared": c.group_size, "timesteps a pair": c.pair_timesteps, "beta": c.beta}
 
 
