@@ -186,12 +186,14 @@ def latent_shape(pipe: Any, height: int | None, width: int | None) -> tuple[int,
 
 def default_steps(pipe: Any) -> int:
     """1 for distilled models, else the default of the pipeline's own `__call__`."""
-    return 1 if is_distilled(pipe) else call_default(pipe, "num_inference_steps")
+    distilled = is_distilled(pipe, family_of(pipe).distilled)
+    return 1 if distilled else call_default(pipe, "num_inference_steps")
 
 
 def default_guidance(pipe: Any) -> float:
     """No guidance for distilled models, else the default of the pipeline's own `__call__`."""
-    return 0.0 if is_distilled(pipe) else call_default(pipe, "guidance_scale")
+    distilled = is_distilled(pipe, family_of(pipe).distilled)
+    return 0.0 if distilled else call_default(pipe, "guidance_scale")
 
 
 def _why_unguided(family: Family) -> str:

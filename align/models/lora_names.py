@@ -7,99 +7,22 @@ other and a block-diagonal `up`, which says exactly the same.
 """
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from align.diffusion.denoisers import FAMILIES
 from align.models.lora_files import Factors
 
-# Original layer: diffusers' layers, stacked along the output. A number stands for every block.
-# Layers whose rows diffusers reorders (the last normalization's scale and shift) are not here.
-FLUX = {
-    "img_in": "x_embedder",
-    "txt_in": "context_embedder",
-    "time_in.in_layer": "time_text_embed.timestep_embedder.linear_1",
-    "time_in.out_layer": "time_text_embed.timestep_embedder.linear_2",
-    "guidance_in.in_layer": "time_text_embed.guidance_embedder.linear_1",
-    "guidance_in.out_layer": "time_text_embed.guidance_embedder.linear_2",
-    "vector_in.in_layer": "time_text_embed.text_embedder.linear_1",
-    "vector_in.out_layer": "time_text_embed.text_embedder.linear_2",
-    "double_blocks.0.img_mod.lin": "transformer_blocks.0.norm1.linear",
-    "double_blocks.0.txt_mod.lin": "transformer_blocks.0.norm1_context.linear",
-    "double_blocks.0.img_attn.qkv": "transformer_blocks.0.attn.to_q to_k to_v",
-    "double_blocks.0.txt_attn.qkv": "transformer_blocks.0.attn.add_q_proj add_k_proj add_v_proj",
-    "double_blocks.0.img_attn.proj": "transformer_blocks.0.attn.to_out.0",
-    "double_blocks.0.txt_attn.proj": "transformer_blocks.0.attn.to_add_out",
-    "double_blocks.0.img_mlp.0": "transformer_blocks.0.ff.net.0.proj",
-    "double_blocks.0.img_mlp.2": "transformer_blocks.0.ff.net.2",
-    "double_blocks.0.txt_mlp.0": "transformer_blocks.0.ff_context.net.0.proj",
-    "double_blocks.0.txt_mlp.2": "transformer_blocks.0.ff_context.net.2",
-    "single_blocks.0.modulation.lin": "single_transformer_blocks.0.norm.linear",
-    "single_blocks.0.linear1": "single_transformer_blocks.0.attn.to_q to_k to_v .proj_mlp",
-    "single_blocks.0.linear2": "single_transformer_blocks.0.proj_out",
-    "final_layer.linear": "proj_out",
-}
-SD3 = {
-    "x_embedder.proj": "pos_embed.proj",
-    "context_embedder": "context_embedder",
-    "t_embedder.mlp.0": "time_text_embed.timestep_embedder.linear_1",
-    "t_embedder.mlp.2": "time_text_embed.timestep_embedder.linear_2",
-    "y_embedder.mlp.0": "time_text_embed.text_embedder.linear_1",
-    "y_embedder.mlp.2": "time_text_embed.text_embedder.linear_2",
-    "joint_blocks.0.x_block.adaLN_modulation.1": "transformer_blocks.0.norm1.linear",
-    "joint_blocks.0.x_block.attn.qkv": "transformer_blocks.0.attn.to_q to_k to_v",
-    "joint_blocks.0.x_block.attn.proj": "transformer_blocks.0.attn.to_out.0",
-    "joint_blocks.0.x_block.attn2.qkv": "transformer_blocks.0.attn2.to_q to_k to_v",
-    "joint_blocks.0.x_block.attn2.proj": "transformer_blocks.0.attn2.to_out.0",
-    "joint_blocks.0.x_block.mlp.fc1": "transformer_blocks.0.ff.net.0.proj",
-    "joint_blocks.0.x_block.mlp.fc2": "transformer_blocks.0.ff.net.2",
-    "joint_blocks.0.context_block.attn.qkv": (
-        "transformer_blocks.0.attn.add_q_proj add_k_proj add_v_proj"
-    ),
-    "joint_blocks.0.context_block.attn.proj": "transformer_blocks.0.attn.to_add_out",
-    "joint_blocks.0.context_block.mlp.fc1": "transformer_blocks.0.ff_context.net.0.proj",
-    "joint_blocks.0.context_block.mlp.fc2": "transformer_blocks.0.ff_context.net.2",
-    "final_layer.linear": "proj_out",
-}
-_CROSS = {
-    "blocks.0.attn.qkv": "transformer_blocks.0.attn1.to_q to_k to_v",
-    "blocks.0.attn.proj": "transformer_blocks.0.attn1.to_out.0",
-    "blocks.0.cross_attn.q_linear": "transformer_blocks.0.attn2.to_q",
-    "blocks.0.cross_attn.kv_linear": "transformer_blocks.0.attn2.to_k to_v",
-    "blocks.0.cross_attn.proj": "transformer_blocks.0.attn2.to_out.0",
-    "y_embedder.y_proj.fc1": "caption_projection.linear_1",
-    "y_embedder.y_proj.fc2": "caption_projection.linear_2",
-    "final_layer.linear": "proj_out",
-}
-PIXART = _CROSS | {
-    "x_embedder.proj": "pos_embed.proj",
-    "t_embedder.mlp.0": "adaln_single.emb.timestep_embedder.linear_1",
-    "t_embedder.mlp.2": "adaln_single.emb.timestep_embedder.linear_2",
-    "csize_embedder.mlp.0": "adaln_single.emb.resolution_embedder.linear_1",
-    "csize_embedder.mlp.2": "adaln_single.emb.resolution_embedder.linear_2",
-    "ar_embedder.mlp.0": "adaln_single.emb.aspect_ratio_embedder.linear_1",
-    "ar_embedder.mlp.2": "adaln_single.emb.aspect_ratio_embedder.linear_2",
-    "t_block.1": "adaln_single.linear",
-    "blocks.0.mlp.fc1": "transformer_blocks.0.ff.net.0.proj",
-    "blocks.0.mlp.fc2": "transformer_blocks.0.ff.net.2",
-}
-SANA = _CROSS | {
-    "x_embedder.proj": "patch_embed.proj",
-    "t_embedder.mlp.0": "time_embed.emb.timestep_embedder.linear_1",
-    "t_embedder.mlp.2": "time_embed.emb.timestep_embedder.linear_2",
-    "t_block.1": "time_embed.linear",
-    "blocks.0.mlp.inverted_conv.conv": "transformer_blocks.0.ff.conv_inverted",
-    "blocks.0.mlp.depth_conv.conv": "transformer_blocks.0.ff.conv_depth",
-    "blocks.0.mlp.point_conv.conv": "transformer_blocks.0.ff.conv_point",
-}
-TABLES = {
-    "FluxTransformer2DModel": FLUX,
-    "SD3Transformer2DModel": SD3,
-    "PixArtTransformer2DModel": PIXART,
-    "SanaTransformer2DModel": SANA,
-}
 COMPONENT = "transformer"
+
+
+def tables() -> dict[str, Mapping[str, str]]:
+    """`Family.original_layers` by the class of the transformer, of families that have them."""
+    known = [family for family in FAMILIES.values() if family.original_layers]
+    return {family.transformer: family.original_layers for family in known}
 
 
 def original_layers(transformer: Any) -> dict[str, tuple[str, ...]]:
@@ -107,15 +30,15 @@ def original_layers(transformer: Any) -> dict[str, tuple[str, ...]]:
 
     Raises ValueError for a transformer without a table.
     """
-    kind = type(transformer).__name__
-    if kind not in TABLES:
-        raise ValueError(f"kohya's layout has no names for a {kind}; known: {', '.join(TABLES)}")
+    kind, known = type(transformer).__name__, tables()
+    if kind not in known:
+        raise ValueError(f"kohya's layout has no names for a {kind}; known: {', '.join(known)}")
     there = {name for name, _ in transformer.named_modules()}
     blocks = {
         name.split(".")[1] for name in there if re.match(r"\w*transformer_blocks\.\d+$", name)
     }
     found = {}
-    for original, written in TABLES[kind].items():
+    for original, written in known[kind].items():
         numbers = sorted(blocks, key=int) if ".0." in written else ["0"]
         for number in numbers:
             parts = _parts(written.replace("blocks.0.", f"blocks.{number}.", 1))

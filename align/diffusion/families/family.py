@@ -1,8 +1,8 @@
 """What a family of pipelines has to say about itself."""
 
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -56,14 +56,11 @@ def image_shift(scheduler: Any, latent_size: tuple[int, int], max_shift: float) 
     return low + (high - low) * (patches - few) / (many - few)
 
 
-def is_distilled(pipe: Any) -> bool:
-    """Whether the model was distilled to one step, told by its name: SD-Turbo, SDXL-Turbo,
-    the embedded turbo model, PixArt-DMD."""
+def is_distilled(pipe: Any, mark: str) -> bool:
+    """Whether the model was distilled to one step, which its name tells by `Family.distilled`:
+    SD-Turbo, SDXL-Turbo, the embedded turbo model, PixArt-DMD."""
     name = Path(str(pipe.config.get("_name_or_path", ""))).name.lower()
-    kind = type(pipe).__name__
-    if kind.startswith("PixArt"):
-        return "dmd" in name
-    return "turbo" in name and kind in ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
+    return bool(mark) and mark in name
 
 
 @dataclass(frozen=True)
@@ -93,3 +90,11 @@ class Family:
     """A one-step run returns the scheduler's prediction of x_0 in place of its next sample."""
     takes_negative_prompts: bool = True
     lora_targets: tuple[str, ...] = ATTENTION_LAYERS
+    distilled: str = ""
+    """What the name of a model says that was distilled to one step."""
+    transformer: str = ""
+    """Class of its transformer, where that has original layers."""
+    original_layers: Mapping[str, str] = field(default_factory=dict)
+    """Layers of the transformer's original code, as LoRAs of other tools name them: diffusers'
+    layers, stacked along the output. A number stands for every block. Layers whose rows diffusers
+    reorders (the last normalization's scale and shift) are not here."""

@@ -86,6 +86,30 @@ def default_size(pipe: Any) -> tuple[int, int]:
     return (pipe.default_sample_size * pipe.vae_scale_factor,) * 2
 
 
+FLUX_LAYERS = {
+    "img_in": "x_embedder",
+    "txt_in": "context_embedder",
+    "time_in.in_layer": "time_text_embed.timestep_embedder.linear_1",
+    "time_in.out_layer": "time_text_embed.timestep_embedder.linear_2",
+    "guidance_in.in_layer": "time_text_embed.guidance_embedder.linear_1",
+    "guidance_in.out_layer": "time_text_embed.guidance_embedder.linear_2",
+    "vector_in.in_layer": "time_text_embed.text_embedder.linear_1",
+    "vector_in.out_layer": "time_text_embed.text_embedder.linear_2",
+    "double_blocks.0.img_mod.lin": "transformer_blocks.0.norm1.linear",
+    "double_blocks.0.txt_mod.lin": "transformer_blocks.0.norm1_context.linear",
+    "double_blocks.0.img_attn.qkv": "transformer_blocks.0.attn.to_q to_k to_v",
+    "double_blocks.0.txt_attn.qkv": "transformer_blocks.0.attn.add_q_proj add_k_proj add_v_proj",
+    "double_blocks.0.img_attn.proj": "transformer_blocks.0.attn.to_out.0",
+    "double_blocks.0.txt_attn.proj": "transformer_blocks.0.attn.to_add_out",
+    "double_blocks.0.img_mlp.0": "transformer_blocks.0.ff.net.0.proj",
+    "double_blocks.0.img_mlp.2": "transformer_blocks.0.ff.net.2",
+    "double_blocks.0.txt_mlp.0": "transformer_blocks.0.ff_context.net.0.proj",
+    "double_blocks.0.txt_mlp.2": "transformer_blocks.0.ff_context.net.2",
+    "single_blocks.0.modulation.lin": "single_transformer_blocks.0.norm.linear",
+    "single_blocks.0.linear1": "single_transformer_blocks.0.attn.to_q to_k to_v .proj_mlp",
+    "single_blocks.0.linear2": "single_transformer_blocks.0.proj_out",
+    "final_layer.linear": "proj_out",
+}
 FAMILY = Family(
     name="FLUX",
     encode=encode,
@@ -98,4 +122,6 @@ FAMILY = Family(
     unpack_latents=unpack_latents,
     takes_negative_prompts=False,
     lora_targets=ATTENTION_LAYERS + JOINT_LAYERS,
+    transformer="FluxTransformer2DModel",
+    original_layers=FLUX_LAYERS,
 )

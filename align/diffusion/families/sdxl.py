@@ -57,4 +57,5 @@ FAMILY = Family(
     make_forward=make_forward,
     is_guided=stable_diffusion.FAMILY.is_guided,
     latent_channels=stable_diffusion.FAMILY.latent_channels,
+    distilled="turbo",
 )

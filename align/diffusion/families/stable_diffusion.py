@@ -60,5 +60,6 @@ FAMILY = Family(
     make_forward=make_forward,
     is_guided=lambda pipe, scale: scale > 1 and pipe.unet.config.time_cond_proj_dim is None,
     latent_channels=lambda pipe: pipe.unet.config.in_channels,
+    distilled="turbo",
 )
-LCM = replace(FAMILY, name="Latent consistency models", takes_negative_prompts=False)
+LCM = replace(FAMILY, name="Latent consistency models", takes_negative_prompts=False, distilled="")
