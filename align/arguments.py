@@ -6,9 +6,9 @@ import dataclasses
 import io
 import os
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_origin, get_type_hints
 
-from align.config.checks import ConfigT
+from align.config.checks import ConfigT, choices
 from align.config.groups import ordered
 
 SAVED = "--config FILE.json starts from a saved run.json; the other options override it."
@@ -80,7 +80,8 @@ def _peek(args: list[str], option: str) -> str | None:
 
 
 def _with_markers(kind: type[ConfigT]) -> type[ConfigT]:
-    """The config class for tyro: prompts and sources without a flag, --lora once per LoRA."""
+    """The config class for tyro: prompts and sources without a flag, --lora once per LoRA, names
+    of tables as choices."""
     import tyro
 
     positional, repeated = tyro.conf.Positional, tyro.conf.UseAppendAction
@@ -89,6 +90,12 @@ def _with_markers(kind: type[ConfigT]) -> type[ConfigT]:
         (field.name, Annotated[tuple[str, ...], markers[field.name]], ())
         for field in dataclasses.fields(kind)  # pyright: ignore[reportArgumentType]
         if field.name in markers
+    ]
+    hints = get_type_hints(kind, include_extras=True)
+    fields += [
+        (field.name, Literal[choices(hints[field.name])], field.default)
+        for field in dataclasses.fields(kind)  # pyright: ignore[reportArgumentType]
+        if get_origin(hints[field.name]) is Annotated and choices(hints[field.name])
     ]
     marked: Any = dataclasses.make_dataclass(
         kind.__name__, fields, bases=(kind,), frozen=True, kw_only=True

@@ -38,5 +38,34 @@ def to_rst(app, what, name, obj, options, lines: list[str]) -> None:
         lines[number] = "".join(parts)
 
 
+def tables() -> dict[str, list[tuple[str, str]]]:
+    """What can be named, with what it does, from the tables that the commands read."""
+    from align.config.optimize import SEARCHES
+    from align.config.train import METHODS
+    from align.diffusion.denoisers import FAMILIES
+    from align.rewards import JUDGES, REWARDS
+
+    return {
+        "rewards": [(name, one.measures) for name, one in (REWARDS | JUDGES).items()],
+        "search methods": [(name, one.does) for name, one in SEARCHES.items()],
+        "training methods": [(name, one.does) for name, one in METHODS.items()],
+        "families": [(name, one.name) for name, one in FAMILIES.items()],
+    }
+
+
+def fill_tables(app, page: str, source: list[str]) -> None:
+    """Put the tables where a page says `<!-- table: NAME -->`."""
+    if "<!-- table: " not in source[0]:
+        return
+    for title, rows in tables().items():
+        lines = [
+            "| name | what |",
+            "| --- | --- |",
+            *(f"| `{name}` | {what} |" for name, what in rows),
+        ]
+        source[0] = source[0].replace(f"<!-- table: {title} -->", "\n".join(lines))
+
+
 def setup(app) -> None:
+    app.connect("source-read", fill_tables)
     app.connect("autodoc-process-docstring", to_rst, priority=100)  # before napoleon

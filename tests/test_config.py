@@ -45,13 +45,15 @@ NARROW = {
 }
 
 
-def values_of(name, hint):
+def values_of(name, hint, allowed):
     """A strategy of valid values of a field."""
     if choices(hint) and name != "preset":
         # sft needs pairs, which are left at None
         return st.sampled_from([value for value in choices(hint) if value != "sft"])
     if name in NARROW:
         return NARROW[name]
+    if allowed:
+        return st.sampled_from([value for value in allowed if value != "sft"])  # it needs pairs
     if hint in (int, int | None):
         return COUNTS
     if hint in (float, float | None):
@@ -63,7 +65,10 @@ def values_of(name, hint):
 
 def configs(kind):
     hints = typing.get_type_hints(kind)
-    values = st.fixed_dictionaries({n: values_of(n, hint) for n, hint in hints.items()})
+    marked = typing.get_type_hints(kind, include_extras=True)
+    values = st.fixed_dictionaries(
+        {n: values_of(n, hint, choices(marked[n])) for n, hint in hints.items()}
+    )
     return values.map(lambda found: kind(**whole_groups(found)))
 
 

@@ -63,7 +63,7 @@ def check_values(config):
     """Names inside values: built-in models, prompt sets and rewards that there are."""
     from align.language.prompts import builtin_names
     from align.models.load import EMBEDDED
-    from align.rewards import JUDGES, LOADERS
+    from align.rewards import JUDGES, REWARDS
     from align.rewards.expression import leaves, parse_expression
 
     model = getattr(config, "model", None)
@@ -72,7 +72,7 @@ def check_values(config):
     prompts = getattr(config, "prompts", None)
     if prompts and re.fullmatch(r"[\w-]+", prompts):
         assert prompts in builtin_names(), prompts
-    for name, known in (("reward", LOADERS), ("judge", LOADERS | JUDGES)):
+    for name, known in (("reward", REWARDS), ("judge", REWARDS | JUDGES)):
         for term in leaves(parse_expression(getattr(config, name, None) or "jpeg")):
             assert term.name.endswith(".py") or term.name in known, term.name
 

@@ -1,8 +1,8 @@
 """Why a score is low: facts of prompts by the rewards that can explain, `align rewards explain`."""
 
-import importlib
 import inspect
 import random
+from pkgutil import resolve_name
 
 import numpy as np
 import pytest
@@ -13,8 +13,8 @@ from tiny_detector import stored as stored
 from tiny_rewards import installed_weights
 
 from align.cli import main
-from align.rewards import LOADERS, load_reward, scenes_facts, scenes_layers, scenes_score
-from align.rewards.facts import EXPLAINING, explain
+from align.rewards import REWARDS, load_reward, scenes_facts, scenes_layers, scenes_score
+from align.rewards.facts import explain
 from align.rewards.scenes_detector import NAME
 from align.rewards.scenes_score import FIELDS, Maps, by_count
 from align.runs.folder import to_pil
@@ -155,12 +155,11 @@ def test_questions_of_blip_make_up_its_scores(installed):
 
 def test_those_that_can_explain_are_named():
     named = set()
-    for name, place in LOADERS.items():
-        module, _, loader = place.partition(":")
-        kind = inspect.signature(getattr(importlib.import_module(module), loader)).return_annotation
+    for name, reward in REWARDS.items():
+        kind = inspect.signature(resolve_name(reward.load)).return_annotation
         if hasattr(kind, "explain"):
             named.add(name)
-    assert named == set(EXPLAINING)
+    assert named == {name for name, reward in REWARDS.items() if reward.explains}
     with pytest.raises(ValueError, match="jpeg cannot say why a score is low; scenes-detector, sc"):
         explain(load_reward("jpeg"), torch.rand(1, 3, 8, 8), ["a dog"])
 

@@ -17,7 +17,7 @@ from align.alignprop.footprint import META, Footprint, footprint, weight_bytes
 from align.alignprop.frozen import needs_tiles, recompute_blocks, tile_decoder
 from align.alignprop.preferences import pairs_of_group
 from align.alignprop.windows import draw_window
-from align.config.train import TrainConfig
+from align.config.train import METHODS, TrainConfig
 from align.config.windows import parse_window
 from align.diffusion.denoisers import (
     denoiser_module,
@@ -110,7 +110,7 @@ def savings(pipe: Any, config: TrainConfig) -> Iterator[dict[str, Any]]:
     if on_cuda(config):
         yield {"quantize": config.quantize or "8bit"}
         yield {"quantize": "4bit"}
-    if config.method == "alignprop":
+    if METHODS[config.method].through_sampler:
         yield {"detach_uncond": True}
         yield {"grad_window": "1"}
     timesteps = 1 if config.method == "alignprop" else config.pair_timesteps

@@ -14,7 +14,7 @@ from torch import Tensor
 from align.alignprop.memory import plan
 from align.alignprop.session import open_session, trained_reward
 from align.alignprop.update import figures, losses
-from align.config.train import TrainConfig
+from align.config.train import METHODS, TrainConfig
 from align.diffusion.denoisers import denoiser_module, family_of
 from align.diffusion.pixels import decode
 from align.diffusion.sample import generate, make_noise, sample, step_arguments
@@ -61,7 +61,7 @@ def self_check(config: TrainConfig, *, reward: Any = None, pipe: Any = None) -> 
                 run.sampler.embed.keep(run.prompts.prompts)
             if run.scale is not None:
                 run.scale.update(score_pictures(run, None))
-            if config.method == "alignprop":  # dpo takes no gradient of the reward
+            if METHODS[config.method].through_sampler:
                 findings.append(_gradient(run))
             return [*findings, _memory(run)]
         finally:

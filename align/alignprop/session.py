@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 from dataclasses import dataclass, field
+from pkgutil import resolve_name
 from typing import Any
 
 import torch
@@ -14,12 +15,11 @@ from torch import Tensor, nn
 
 from align.alignprop.embeddings import Embeddings
 from align.alignprop.frozen import prepare_pipeline, shard_frozen
-from align.alignprop.nft import OldPolicy, forward_loss
-from align.alignprop.pairs import Bucket, chosen_loss, encode_pairs, pairs_loss, prompts_of
-from align.alignprop.preferences import preference_loss
+from align.alignprop.nft import OldPolicy
+from align.alignprop.pairs import Bucket, encode_pairs, prompts_of
 from align.alignprop.rollout import check_window
-from align.alignprop.update import LossModule, batch_loss
-from align.config.train import TrainConfig
+from align.alignprop.update import LossModule
+from align.config.train import METHODS, TrainConfig
 from align.config.windows import Window, parse_window
 from align.diffusion.denoisers import Denoiser, denoiser_module, family_of, make_denoiser
 from align.diffusion.forward_process import prediction_kind
@@ -41,12 +41,6 @@ from align.training.scales import RunningScale
 from align.training.seeding import seeded
 
 DRAW_BATCH = 8
-LOSSES = {
-    "alignprop": batch_loss,
-    "dpo": preference_loss,
-    "nft": forward_loss,
-    "sft": chosen_loss,
-}  # with --pairs, dpo is that of `pairs_loss`
 
 
 @dataclass
@@ -113,7 +107,7 @@ def open_session(config: TrainConfig, *, reward: Any = None, pipe: Any = None) -
         )
     if config.shard and config.quantize:
         raise ValueError("shard and quantize are both given; they cannot be combined")
-    pairs = read_pairs(config.pairs, config.method == "dpo") if config.pairs else []
+    pairs = read_pairs(config.pairs, METHODS[config.method].compares) if config.pairs else []
     prompts = prompts_of(pairs) if pairs else training_prompts(config)
     if pairs:
         refuse_reserved(prompts, "pairs", "train on pictures of other prompts")
@@ -134,7 +128,7 @@ def open_session(config: TrainConfig, *, reward: Any = None, pipe: Any = None) -
         )
     set_scheduler(pipe, config.scheduler)
     check_schedule(pipe, config.num_inference_steps, config.eta, config.height, config.width)
-    if config.method == "alignprop":
+    if METHODS[config.method].through_sampler:
         check_window(window, pipe.scheduler)
     check_method(config, pipe)
     if accelerator.is_main_process:
@@ -147,7 +141,8 @@ def open_session(config: TrainConfig, *, reward: Any = None, pipe: Any = None) -
     optimizer = make_optimizer(config, parameters)
     schedule = make_schedule(config, optimizer)
     buckets = encode_pairs(pairs, pipe, config.height, config.width) if pairs else []
-    loss = pairs_loss if pairs and config.method == "dpo" else LOSSES[config.method]
+    method = METHODS[config.method]
+    loss = resolve_name(method.of_pairs if pairs and method.of_pairs else method.loss)
     model: nn.Module = LossModule(denoiser_module(pipe), loss)
     if config.shard:
         shard_frozen(denoiser_module(pipe), parameters, accelerator.num_processes)
@@ -231,7 +226,7 @@ def open_processes(config: TrainConfig, pipe: Any) -> tuple[Accelerator, torch.d
 def trained_reward(config: TrainConfig, device: Any = "cpu", reward: Any = None) -> Any:
     """The run's reward, frozen. Raises ValueError where it has no gradient."""
     reward = load_reward(config.reward if reward is None else reward, device)
-    if config.method == "alignprop":
+    if METHODS[config.method].through_sampler:
         refuse_undifferentiable(reward)
     return reward.eval().requires_grad_(False)
 
@@ -249,7 +244,7 @@ def refuse_undifferentiable(reward: Any) -> None:
 def check_method(config: TrainConfig, pipe: Any) -> None:
     """Raise ValueError where a method that noises images is asked of a model whose schedule does
     not say how, or nft of one that was distilled to few steps."""
-    if config.method == "alignprop":
+    if METHODS[config.method].through_sampler:
         return
     name = type(pipe).__name__
     if prediction_kind(pipe.scheduler) is None:

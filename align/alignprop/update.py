@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from align.alignprop.regularize import DistanceToBase
 from align.alignprop.rollout import rollout
 from align.alignprop.windows import Draw, draw_window
+from align.config.train import METHODS
 from align.diffusion.pixels import decode
 from align.diffusion.sample import make_noise
 from align.language.prompts import draw_prompts
@@ -143,7 +144,7 @@ def losses(run: Run, update: int) -> Iterator[BatchLoss]:
                 yield part
     if c.shard:  # no wrapper synchronizes them
         average_gradients(run)
-    if update == 0 and c.method == "alignprop":
+    if update == 0 and METHODS[c.method].through_sampler:
         _refuse_flatness(run)
 
 

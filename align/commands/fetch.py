@@ -13,7 +13,7 @@ from pathlib import Path
 
 from align.config.checks import one_of
 from align.config.commands import FetchConfig
-from align.rewards.catalogue import PUBLISHED, SETS, Source, size_text, sources
+from align.rewards.catalogue import SETS, Source, published, size_text, sources
 from align.rewards.expression import expand, leaves, parse_expression
 from align.rewards.weights import MODEL_FILES, find_file, missing_files, own_folder
 from align.runs.files import atomic_path, brief
@@ -32,7 +32,7 @@ def run(config: FetchConfig) -> str:
         return list_text()
     if not (config.check or config.source):
         raise ValueError("name what to fetch, as `align fetch hps`; --list shows what there is")
-    wanted = plan(config.source or tuple(PUBLISHED))
+    wanted = plan(config.source or tuple(published()))
     if config.check:
         return check(wanted, only_present=not config.source)
     return "\n".join(f"{source.repo}: {download(source)}" for source in wanted)
@@ -45,7 +45,7 @@ def plan(names: tuple[str, ...]) -> list[Source]:
         for term in leaves(expand(parse_expression(name), SETS)):
             of_term = sources(term.name, term.argument)
             if not of_term:
-                known = [*PUBLISHED, *SETS]
+                known = [*published(), *SETS]
                 raise ValueError(f"{term.key} has no published weights; {one_of(term.key, known)}")
             found |= dict.fromkeys(of_term)
     return list(found)
@@ -54,7 +54,7 @@ def plan(names: tuple[str, ...]) -> list[Source]:
 def list_text() -> str:
     """What can be fetched, a line for each repository."""
     lines = [f"{'name':<34}{'size':>14}  {'licence':<14}{'checksum':<18}from"]
-    for name, of_name in PUBLISHED.items():
+    for name, of_name in published().items():
         for index, source in enumerate(of_name):
             known = f"sha256 {source.sha256[:8]}…" if source.sha256 else "from the Hub"
             files = ", ".join(source.files if not source.model else ["model"])

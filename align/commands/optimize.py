@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from align.config.checks import from_dict
-from align.config.optimize import OptimizeConfig, OptimizeRunConfig
+from align.config.optimize import SEARCHES, OptimizeConfig, OptimizeRunConfig
 from align.diffusion.prompt_limits import warn_about_prompts
 from align.diffusion.sample import generate
 from align.diffusion.schedules import check_schedule, set_scheduler
@@ -17,7 +17,7 @@ from align.language.prompts import load_prompts
 from align.models.load import load_pipeline
 from align.noise_opt.folder import PromptFolder, folder_of, result_of
 from align.noise_opt.pictures import save_gains
-from align.noise_opt.search import PULLS, check_budget, measure_backward_cost, optimize
+from align.noise_opt.search import check_budget, measure_backward_cost, optimize
 from align.noise_opt.weights import weigh
 from align.rewards import load_reward
 from align.rewards.catalogue import SCENES_REWARD
@@ -147,7 +147,8 @@ def _open(config: OptimizeRunConfig, scheduler: str) -> Path:
 
 def _backward_cost(run: Path, pipe: Any, job: _Job, config: OptimizeRunConfig) -> float | None:
     """The cost of a backward pass, measured once a run, so that all processes count alike."""
-    if config.backward_cost is not None or config.budget is None or config.method not in PULLS:
+    follows = SEARCHES[config.method].pull is not None
+    if config.backward_cost is not None or config.budget is None or not follows:
         return config.backward_cost
     path = run / "costs.json"
     with claimed(run / ".locks" / "costs", wait=True):

@@ -15,6 +15,15 @@ CountOr0 = Annotated[int, "0 or more"]
 NotNegative = Annotated[float, "0 or more"]
 Positive = Annotated[float, "more than 0"]
 Share = Annotated[float, "from 0 to 1"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class OneOf:
+    """Marks a text that has to be a name of a table, as that is when it is checked."""
+
+    table: Mapping[str, Any]
+
+
 _RANGES = {
     "at least 1": lambda v: v >= 1,
     "0 or more": lambda v: 0 <= v < float("inf"),
@@ -38,7 +47,7 @@ REMOVED: dict[str, dict[str, Any]] = {
 
 def check(config: Any) -> None:
     """Raise ValueError naming the first field that its type does not allow: the values of a
-    `Literal`, the range of a `Count` and its like. None is always allowed."""
+    `Literal` or `OneOf`, the range of a `Count` and its like. None is always allowed."""
     for name, hint in typing.get_type_hints(type(config), include_extras=True).items():
         value = getattr(config, name)
         if value is None:
@@ -93,7 +102,10 @@ def _ranges(hint: Any) -> tuple[str, ...]:
 
 
 def choices(hint: Any) -> tuple[Any, ...]:
-    """The values that a `Literal` (or an optional one) allows; empty for other types."""
+    """The values that a `Literal` or `OneOf` (or an optional one) allows; empty for other types."""
+    for marker in getattr(hint, "__metadata__", ()):
+        if isinstance(marker, OneOf):
+            return tuple(marker.table)
     if typing.get_origin(hint) in (types.UnionType, typing.Union):
         return tuple(value for part in typing.get_args(hint) for value in choices(part))
     return typing.get_args(hint) if typing.get_origin(hint) is Literal else ()

@@ -1,10 +1,11 @@
 """The settings of `align.optimize` and `align optimize`. Standard library only."""
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
 
 from align.config.budget import parse_budget
-from align.config.checks import Count, NotNegative, Positive, Share, check, imply_out
+from align.config.checks import Count, NotNegative, OneOf, Positive, Share, check, imply_out
 from align.config.groups import (
     Arithmetic,
     Device,
@@ -16,27 +17,59 @@ from align.config.groups import (
     Size,
 )
 
-Method = Literal["bon", "zero-order", "evolution", "reno", "langevin", "carinox", "carinox-paper"]
+# How the terms' gradients reach the noise: "sum" pulls the gradient of the weighted sum back;
+# "image" clips each term's gradient on the image and pulls their weighted sum back; "exact" pulls
+# every term back in one pass over a batch that holds each noise once a term; "per-term" in a pass
+# each.
+Pull = Literal["sum", "image", "per-term", "exact"]
 
-# What a setting left at None means to each method: the papers' values where they have one.
-METHOD_DEFAULTS: dict[str, dict[str, Any]] = {
-    "bon": {"seeds": 50},
-    "zero-order": {"seeds": 4, "iterations": 12},
-    "evolution": {"seeds": 10, "iterations": 6},
-    "reno": {"seeds": 1, "weights": "uniform", "learning_rate": 5.0},
-    "langevin": {"seeds": 1, "learning_rate": 0.8},
-    "carinox": {"seeds": 32, "iterations": 12, "learning_rate": 20.0},
-    "carinox-paper": {"seeds": 5, "weights": "uniform", "learning_rate": 5.0},
-}
-_COMMON = {"iterations": 50, "weights": "category", "learning_rate": 5.0}
+
+@dataclass(frozen=True)
+class SearchMethod:
+    """A way to search the noise of a prompt."""
+
+    search: str
+    """module:function, which takes an `align.noise_opt.records.Setup` and asks for images."""
+    does: str
+    """What it does, in a few words, for lists."""
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    """What a setting left at None means to it: the papers' values where they have one."""
+    pull: Pull | None = None
+    """How it follows the terms' gradients (`Setup.pull`); None where it takes none."""
+    chooses: Literal["total", "robust", "plain"] = "total"
+    """The best image is that of the highest total; robust: one that a gradient made has to stay the
+    best when slightly changed; plain: of the highest sum without weights."""
+
+
+# Every search method: `align optimize --method`, `align compare`, the demo and the docs read this.
+SEARCHES = {
+    "bon": SearchMethod("align.noise_opt.explore:bon", "Best of N: draw many, keep the best",
+        {"seeds": 50}),
+    "zero-order": SearchMethod("align.noise_opt.explore:zero_order",
+        "Zero-order: try neighbours, no gradient", {"seeds": 4, "iterations": 12}),
+    "evolution": SearchMethod("align.noise_opt.explore:evolution",
+        "Evolution: cross and mutate, no gradient", {"seeds": 10, "iterations": 6}),
+    "reno": SearchMethod("align.noise_opt.ascend:reno", "ReNO: follow the gradient from one noise",
+        {"seeds": 1, "weights": "uniform", "learning_rate": 5.0}, pull="sum"),
+    "langevin": SearchMethod("align.noise_opt.ascend:langevin",
+        "Langevin: follow the gradient with fresh noise", {"seeds": 1, "learning_rate": 0.8},
+        pull="sum"),
+    "carinox": SearchMethod("align.noise_opt.carinox:carinox",
+        "CARINOX: explore, then follow the gradient", {"seeds": 32, "iterations": 12,
+        "learning_rate": 20.0}, pull="image", chooses="robust"),
+    "carinox-paper": SearchMethod("align.noise_opt.ascend:carinox_paper",
+        "CARINOX as published: five noises in full", {"seeds": 5, "weights": "uniform",
+        "learning_rate": 5.0}, pull="per-term", chooses="plain"),
+}  # fmt: skip
+_COMMON = {"seeds": 1, "iterations": 50, "weights": "category", "learning_rate": 5.0}
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizeConfig(Sampling, Size, Gradient):
     """How `align.optimize` searches for the noise of a prompt."""
 
-    method: Method = "carinox"
-    """bon, zero-order, evolution, reno, langevin, carinox or carinox-paper."""
+    method: Annotated[str, OneOf(SEARCHES)] = "carinox"
+    """How to search; docs/noise.md has a line on each."""
     iterations: Count | None = None
     """Iterations, of each seed where seeds are optimized apart (default: the method's own)."""
     seeds: Count | None = None
@@ -73,7 +106,7 @@ class OptimizeConfig(Sampling, Size, Gradient):
     def own(self, name: str) -> Any:
         """A setting, or the method's own value where it is None."""
         value = getattr(self, name)
-        return (_COMMON | METHOD_DEFAULTS[self.method])[name] if value is None else value
+        return {**_COMMON, **SEARCHES[self.method].defaults}[name] if value is None else value
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,12 +1,13 @@
 """The settings of `align train`. Standard library only; import it from `align.config.commands`."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from align.config.checks import (
     Count,
     Dtype,
     NotNegative,
+    OneOf,
     Positive,
     Share,
     check,
@@ -28,6 +29,49 @@ from align.config.presets import PRESETS
 from align.config.windows import parse_window
 
 
+@dataclass(frozen=True)
+class TrainMethod:
+    """A way to train a LoRA."""
+
+    loss: str
+    """module:function of a run, an update's number and global indices of its images, which returns
+    an `align.alignprop.update.BatchLoss`."""
+    does: str
+    """What it does, in a sentence for model cards and lists."""
+    settings: tuple[str, ...] = ()
+    """Those that belong to it, for its card."""
+    through_sampler: bool = False
+    """Whether the reward's gradient goes through the sampler: it needs a reward that has one. Other
+    methods ask the denoiser at noised images."""
+    compares: bool = False
+    """Whether it draws a group of images of each prompt and compares their scores."""
+    of_pairs: str | None = None
+    """The loss with --pairs, as `loss`; None where it learns from its own images alone."""
+    needs_pairs: bool = False
+    """Whether it has no other pictures than those."""
+
+
+# Every training method: `align train --method`, the losses, the cards and the docs read this.
+METHODS = {
+    "alignprop": TrainMethod("align.alignprop.update:batch_loss",
+        "AlignProp (arXiv 2310.03739): the reward is backpropagated through the sampler",
+        settings=("grad_window",), through_sampler=True),
+    "dpo": TrainMethod("align.alignprop.preferences:preference_loss",
+        "Diffusion-DPO (arXiv 2311.12908): of the images of a prompt, the best by the reward, or "
+        "those that people chose, are preferred to the worst",
+        settings=("group_size", "pair_timesteps", "beta"), compares=True,
+        of_pairs="align.alignprop.pairs:pairs_loss"),
+    "nft": TrainMethod("align.alignprop.nft:forward_loss",
+        "DiffusionNFT (arXiv 2509.16117): its own images are weighed by their advantage in the "
+        "reward over others of their prompt",
+        settings=("group_size", "pair_timesteps", "nft_beta", "advantage", "old_decay"),
+        compares=True),
+    "sft": TrainMethod("align.alignprop.pairs:chosen_loss", "plain denoising of chosen pictures",
+        settings=("pair_timesteps",), of_pairs="align.alignprop.pairs:chosen_loss",
+        needs_pairs=True),
+}  # fmt: skip
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(
     Pipeline, LoraTraining, Drawing, Size, Device, Arithmetic, RunFolder, Resumable, Presets
@@ -36,7 +80,7 @@ class TrainConfig(
 
     lora: tuple[str, ...] = ()
     """Start from this LoRA (embedded/NAME, a file, folder, run or Hub id), optionally =WEIGHT."""
-    method: Literal["alignprop", "dpo", "nft", "sft"] = "alignprop"
+    method: Annotated[str, OneOf(METHODS)] = "alignprop"
     """alignprop follows the reward's gradient through the sampler. Without a gradient of it, dpo
     draws groups of images of a prompt and prefers the best to the worst, nft weighs all of them by
     their advantage. With --pairs, dpo and sft learn from pictures of one's own."""
@@ -123,13 +167,15 @@ class TrainConfig(
                 f"micro_batch_size is {self.micro_batch_size}; it must divide batch_size, "
                 f"which is {self.batch_size}"
             )
-        if self.pairs and self.method not in ("dpo", "sft"):
+        method = METHODS[self.method]
+        if self.pairs and method.of_pairs is None:
+            others = " and ".join(name for name, one in METHODS.items() if one.of_pairs)
             raise ValueError(
                 f"pairs is {self.pairs!r}; {self.method} learns from images of its own, "
-                "dpo and sft from pairs"
+                f"{others} from pairs"
             )
-        if self.method == "sft" and not self.pairs:
-            raise ValueError("method is 'sft', which needs pictures: give --pairs")
+        if method.needs_pairs and not self.pairs:
+            raise ValueError(f"method is {self.method!r}, which needs pictures: give --pairs")
         if self.compares:
             self._check_groups()
         for name in ("judge_prompts", "patience"):
@@ -143,7 +189,7 @@ class TrainConfig(
     @property
     def compares(self) -> bool:
         """Whether an update draws groups of images of a prompt."""
-        return self.method in ("dpo", "nft") and self.pairs is None
+        return METHODS[self.method].compares and self.pairs is None
 
     def _check_groups(self) -> None:
         """Raise ValueError where groups of a prompt's images do not fill the batch."""

@@ -3,8 +3,7 @@
 base            one picture from the noise of the seed
 lora=DIR        the same with a LoRA; lora=DIR+bon puts a search on top
 bon, bon=16     best of N by the reward, from the noises that `align optimize` starts from: nested
-reno, carinox, carinox-paper, langevin, zero-order, evolution
-                `align.optimize`, from the noises of the seed
+reno, carinox, ...   the other methods of `align.optimize`, from the noises of the seed
 nar, nar=DIR    one picture by neighboring-autoregressive decoding, by its own settings; DIR is a
                 model, or the LoRA of an `align nar align` run
 nar+bon=16, nar=DIR+bon
@@ -14,7 +13,7 @@ nar+bon=16, nar=DIR+bon
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -22,18 +21,13 @@ from torch import Tensor
 
 from align.config.budget import Budget
 from align.config.checks import one_of
-from align.config.optimize import Method as OptimizeMethod
-from align.config.optimize import OptimizeConfig
+from align.config.optimize import SEARCHES, OptimizeConfig
 from align.diffusion.sample import candidate_seeds
 from align.evaluation.nar_methods import nar_source, nar_spending
 from align.evaluation.pricing import Task, candidates, draw, priced, score
 from align.evaluation.spending import Spent, spending_of
 from align.noise_opt import optimize
 from align.rewards.reward import Reward
-
-OPTIMIZERS = tuple(name for name in get_args(OptimizeMethod) if name != "bon")
-SEARCHES = ("bon", *OPTIMIZERS)
-NAMES = ("base", "lora=DIR", *SEARCHES, "nar", "nar=DIR+bon")
 
 
 @dataclass(frozen=True)
@@ -55,6 +49,11 @@ class Method:
         """Whether it chooses by a reward."""
         return self.search in SEARCHES
 
+    @property
+    def follows_gradients(self) -> bool:
+        """Whether it takes the reward's gradient."""
+        return self.searches and SEARCHES[self.search].pull is not None
+
 
 @dataclass(frozen=True)
 class Made:
@@ -74,6 +73,11 @@ def parse_methods(text: str) -> list[Method]:
         if method.label in [other.label for other in methods[:index]]:
             raise ValueError(f"method {method.label} is named twice; name each once")
     return methods
+
+
+def names() -> tuple[str, ...]:
+    """What a method can be called."""
+    return ("base", "lora=DIR", *SEARCHES, "nar", "nar=DIR+bon")
 
 
 def _split(text: str, mark: str) -> list[str]:
@@ -114,7 +118,7 @@ def _parse_method(label: str) -> Method:
             now = f"nar+bon={value}" if value.isdigit() else f"nar{equals}{value}+bon"
             raise ValueError(f"there is no method {part.strip()!r} any more; it is called {now}")
         else:
-            raise ValueError(f"there is no method {part.strip()!r}; {one_of(name, NAMES)}")
+            raise ValueError(f"there is no method {part.strip()!r}; {one_of(name, names())}")
     if nar is not None and search not in ("base", "bon"):
         raise ValueError(f"method {label!r}: {search} needs noise, which NAR has none; take bon")
     return Method(label, search, tuple(loras), count, nar)
@@ -170,7 +174,7 @@ def _optimized(method: Method, task: Task, budget: Budget | None) -> Made:
     """`align.optimize`; what it spends is counted here, by the same hooks as everything else."""
     purse = priced(budget, task) if budget is not None and budget.unit == "s" else None
     config = OptimizeConfig(
-        method=method.search,  # pyright: ignore[reportArgumentType]
+        method=method.search,
         budget=None if budget is None or purse else str(budget),
         weights=task.weights,
         num_inference_steps=task.num_inference_steps,

@@ -27,7 +27,6 @@ from align.evaluation.work import (
 )
 from align.language.prompts import PromptSet, default_prompts
 from align.models.load import load_pipeline
-from align.noise_opt.search import PULLS
 from align.rewards import load_reward
 from align.rewards.catalogue import SCENES_REWARD
 from align.rewards.reward import Reward
@@ -95,7 +94,7 @@ def make_plan(
         load=load,
         costs=None,
     )
-    timed = in_seconds or any(method.search in PULLS for method in parsed)
+    timed = in_seconds or any(method.follows_gradients for method in parsed)
     return replace(plan, costs=_shared_costs(plan)) if timed else plan
 
 
@@ -154,7 +153,7 @@ def _shared_costs(plan: Plan) -> Costs:
     with claimed(plan.folder / "claims" / "costs.lock", wait=True):
         if not file.is_file():
             ranked = sorted(plan.methods, key=lambda m: (m.nar is not None, not m.searches))
-            gradients = any(method.search in PULLS for method in plan.methods)
+            gradients = any(method.follows_gradients for method in plan.methods)
             costs = measure_costs(task_of(plan, ranked[0], 0, 0), gradients)
             nar = next((m for m in ranked if m.nar is not None), None)
             if nar is not None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from align.models.lora_deltas import factors as factors_of_pieces
 from align.models.lora_files import Factors
-from align.models.lora_names import TABLES, context_modulations, original_layers, reversed_layers
+from align.models.lora_names import context_modulations, original_layers, reversed_layers, tables
 from align.models.unet_names import original_name
 
 Layers = tuple[str, ...]
@@ -147,7 +147,7 @@ def _denoiser_table(component: str, module: Any) -> dict[str, Layers]:
     table = {}
     if type(module).__name__ == "UNet2DConditionModel":
         table = {original: (name,) for name in own if (original := original_name(name, module))}
-    elif type(module).__name__ in TABLES:
+    elif type(module).__name__ in tables():
         table = original_layers(module) | context_modulations(module)
         table |= {original: (name,) for name, original in reversed_layers(module).items()}
     named = {name: (name,) for name in own} | table

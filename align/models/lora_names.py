@@ -7,176 +7,22 @@ other and a block-diagonal `up`, which says exactly the same.
 """
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from align.diffusion.denoisers import FAMILIES
 from align.models.lora_files import Factors
 
-# Original layer: diffusers' layers, stacked along the output. A number stands for every block.
-# Layers whose rows diffusers reorders (the last normalization's scale and shift) are not here.
-FLUX = {
-    "img_in": "x_embedder",
-    "txt_in": "context_embedder",
-    "time_in.in_layer": "time_text_embed.timestep_embedder.linear_1",
-    "time_in.out_layer": "time_text_embed.timestep_embedder.linear_2",
-    "guidance_in.in_layer": "time_text_embed.guidance_embedder.linear_1",
-    "guidance_in.out_layer": "time_text_embed.guidance_embedder.linear_2",
-    "vector_in.in_layer": "time_text_embed.text_embedder.linear_1",
-    "vector_in.out_layer": "time_text_embed.text_embedder.linear_2",
-    "double_blocks.0.img_mod.lin": "transformer_blocks.0.norm1.linear",
-    "double_blocks.0.txt_mod.lin": "transformer_blocks.0.norm1_context.linear",
-    "double_blocks.0.img_attn.qkv": "transformer_blocks.0.attn.to_q to_k to_v",
-    "double_blocks.0.txt_attn.qkv": "transformer_blocks.0.attn.add_q_proj add_k_proj add_v_proj",
-    "double_blocks.0.img_attn.proj": "transformer_blocks.0.attn.to_out.0",
-    "double_blocks.0.txt_attn.proj": "transformer_blocks.0.attn.to_add_out",
-    "double_blocks.0.img_mlp.0": "transformer_blocks.0.ff.net.0.proj",
-    "double_blocks.0.img_mlp.2": "transformer_blocks.0.ff.net.2",
-    "double_blocks.0.txt_mlp.0": "transformer_blocks.0.ff_context.net.0.proj",
-    "double_blocks.0.txt_mlp.2": "transformer_blocks.0.ff_context.net.2",
-    "single_blocks.0.modulation.lin": "single_transformer_blocks.0.norm.linear",
-    "single_blocks.0.linear1": "single_transformer_blocks.0.attn.to_q to_k to_v .proj_mlp",
-    "single_blocks.0.linear2": "single_transformer_blocks.0.proj_out",
-    "final_layer.linear": "proj_out",
-}
-SD3 = {
-    "x_embedder.proj": "pos_embed.proj",
-    "context_embedder": "context_embedder",
-    "t_embedder.mlp.0": "time_text_embed.timestep_embedder.linear_1",
-    "t_embedder.mlp.2": "time_text_embed.timestep_embedder.linear_2",
-    "y_embedder.mlp.0": "time_text_embed.text_embedder.linear_1",
-    "y_embedder.mlp.2": "time_text_embed.text_embedder.linear_2",
-    "joint_blocks.0.x_block.adaLN_modulation.1": "transformer_blocks.0.norm1.linear",
-    "joint_blocks.0.x_block.attn.qkv": "transformer_blocks.0.attn.to_q to_k to_v",
-    "joint_blocks.0.x_block.attn.proj": "transformer_blocks.0.attn.to_out.0",
-    "joint_blocks.0.x_block.attn2.qkv": "transformer_blocks.0.attn2.to_q to_k to_v",
-    "joint_blocks.0.x_block.attn2.proj": "transformer_blocks.0.attn2.to_out.0",
-    "joint_blocks.0.x_block.mlp.fc1": "transformer_blocks.0.ff.net.0.proj",
-    "joint_blocks.0.x_block.mlp.fc2": "transformer_blocks.0.ff.net.2",
-    "joint_blocks.0.context_block.attn.qkv": (
-        "transformer_blocks.0.attn.add_q_proj add_k_proj add_v_proj"
-    ),
-    "joint_blocks.0.context_block.attn.proj": "transformer_blocks.0.attn.to_add_out",
-    "joint_blocks.0.context_block.mlp.fc1": "transformer_blocks.0.ff_context.net.0.proj",
-    "joint_blocks.0.context_block.mlp.fc2": "transformer_blocks.0.ff_context.net.2",
-    "final_layer.linear": "proj_out",
-}
-_CROSS = {
-    "blocks.0.attn.qkv": "transformer_blocks.0.attn1.to_q to_k to_v",
-    "blocks.0.attn.proj": "transformer_blocks.0.attn1.to_out.0",
-    "blocks.0.cross_attn.q_linear": "transformer_blocks.0.attn2.to_q",
-    "blocks.0.cross_attn.kv_linear": "transformer_blocks.0.attn2.to_k to_v",
-    "blocks.0.cross_attn.proj": "transformer_blocks.0.attn2.to_out.0",
-    "y_embedder.y_proj.fc1": "caption_projection.linear_1",
-    "y_embedder.y_proj.fc2": "caption_projection.linear_2",
-    "final_layer.linear": "proj_out",
-}
-PIXART = _CROSS | {
-    "x_embedder.proj": "pos_embed.proj",
-    "t_embedder.mlp.0": "adaln_single.emb.timestep_embedder.linear_1",
-    "t_embedder.mlp.2": "adaln_single.emb.timestep_embedder.linear_2",
-    "csize_embedder.mlp.0": "adaln_single.emb.resolution_embedder.linear_1",
-    "csize_embedder.mlp.2": "adaln_single.emb.resolution_embedder.linear_2",
-    "ar_embedder.mlp.0": "adaln_single.emb.aspect_ratio_embedder.linear_1",
-    "ar_embedder.mlp.2": "adaln_single.emb.aspect_ratio_embedder.linear_2",
-    "t_block.1": "adaln_single.linear",
-    "blocks.0.mlp.fc1": "transformer_blocks.0.ff.net.0.proj",
-    "blocks.0.mlp.fc2": "transformer_blocks.0.ff.net.2",
-}
-SANA = _CROSS | {
-    "x_embedder.proj": "patch_embed.proj",
-    "t_embedder.mlp.0": "time_embed.emb.timestep_embedder.linear_1",
-    "t_embedder.mlp.2": "time_embed.emb.timestep_embedder.linear_2",
-    "t_block.1": "time_embed.linear",
-    "blocks.0.mlp.inverted_conv.conv": "transformer_blocks.0.ff.conv_inverted",
-    "blocks.0.mlp.depth_conv.conv": "transformer_blocks.0.ff.conv_depth",
-    "blocks.0.mlp.point_conv.conv": "transformer_blocks.0.ff.conv_point",
-}
-_ZIMAGE_BLOCK = {
-    "attention.qkv": "attention.to_q to_k to_v",
-    "attention.out": "attention.to_out.0",
-} | {
-    layer: layer
-    for layer in ("feed_forward.w1", "feed_forward.w2", "feed_forward.w3", "adaLN_modulation.0")
-}
-ZIMAGE = {
-    f"{blocks}.0.{original}": f"{blocks}.0.{written}"
-    for blocks in ("layers", "noise_refiner", "context_refiner")
-    for original, written in _ZIMAGE_BLOCK.items()
-} | {layer: layer for layer in ("cap_embedder.1", "t_embedder.mlp.0", "t_embedder.mlp.2")}
-FLUX2 = {
-    "img_in": "x_embedder",
-    "txt_in": "context_embedder",
-    "time_in.in_layer": "time_guidance_embed.timestep_embedder.linear_1",
-    "time_in.out_layer": "time_guidance_embed.timestep_embedder.linear_2",
-    "guidance_in.in_layer": "time_guidance_embed.guidance_embedder.linear_1",
-    "guidance_in.out_layer": "time_guidance_embed.guidance_embedder.linear_2",
-    "double_stream_modulation_img.lin": "double_stream_modulation_img.linear",
-    "double_stream_modulation_txt.lin": "double_stream_modulation_txt.linear",
-    "single_stream_modulation.lin": "single_stream_modulation.linear",
-    "double_blocks.0.img_mlp.0": "transformer_blocks.0.ff.linear_in",
-    "double_blocks.0.img_mlp.2": "transformer_blocks.0.ff.linear_out",
-    "double_blocks.0.txt_mlp.0": "transformer_blocks.0.ff_context.linear_in",
-    "double_blocks.0.txt_mlp.2": "transformer_blocks.0.ff_context.linear_out",
-    "single_blocks.0.linear1": "single_transformer_blocks.0.attn.to_qkv_mlp_proj",
-    "single_blocks.0.linear2": "single_transformer_blocks.0.attn.to_out",
-    "final_layer.linear": "proj_out",
-} | {original: written for original, written in FLUX.items() if "_attn." in original}
-_KREA2_BLOCK = {
-    "attn.wq": "attn.to_q",
-    "attn.wk": "attn.to_k",
-    "attn.wv": "attn.to_v",
-    "attn.wo": "attn.to_out.0",
-    "attn.gate": "attn.to_gate",
-    "mlp.gate": "ff.gate",
-    "mlp.up": "ff.up",
-    "mlp.down": "ff.down",
-}
-KREA2 = {
-    "first": "img_in",
-    "tmlp.0": "time_embed.linear_1",
-    "tmlp.2": "time_embed.linear_2",
-    "tproj.1": "time_mod_proj",
-    "txtmlp.1": "txt_in.linear_1",
-    "txtmlp.3": "txt_in.linear_2",
-    "txtfusion.projector": "text_fusion.projector",
-    "last.linear": "final_layer.linear",
-} | {
-    f"{above}.0.{original}": f"{written_above}.0.{written}"
-    for above, written_above in (
-        ("blocks", "transformer_blocks"),
-        ("txtfusion.layerwise_blocks", "text_fusion.layerwise_blocks"),
-        ("txtfusion.refiner_blocks", "text_fusion.refiner_blocks"),
-    )
-    for original, written in _KREA2_BLOCK.items()
-}
-_LUMINA2_BLOCK = {
-    "attention.qkv": "attn.to_q to_k to_v",
-    "attention.out": "attn.to_out.0",
-    "feed_forward.w1": "feed_forward.linear_1",
-    "feed_forward.w2": "feed_forward.linear_2",
-    "feed_forward.w3": "feed_forward.linear_3",
-    "adaLN_modulation.1": "norm1.linear",
-}
-LUMINA2 = {
-    f"{blocks}.0.{original}": f"{blocks}.0.{written}"
-    for blocks in ("layers", "noise_refiner", "context_refiner")
-    for original, written in _LUMINA2_BLOCK.items()
-}
-TABLES = {
-    "FluxTransformer2DModel": FLUX,
-    "SD3Transformer2DModel": SD3,
-    "PixArtTransformer2DModel": PIXART,
-    "SanaTransformer2DModel": SANA,
-    "ZImageTransformer2DModel": ZIMAGE,
-    "Flux2Transformer2DModel": FLUX2,
-    "QwenImageTransformer2DModel": {},  # its original names are diffusers' own
-    "Krea2Transformer2DModel": KREA2,
-    "ChromaTransformer2DModel": FLUX,
-    "Lumina2Transformer2DModel": LUMINA2,
-}
 COMPONENT = "transformer"
+
+
+def tables() -> dict[str, Mapping[str, str]]:
+    """`Family.original_layers` by the class of the transformer, of families that have them."""
+    known = [family for family in FAMILIES.values() if family.original_layers is not None]
+    return {family.transformer: family.original_layers or {} for family in known}
 
 
 def original_layers(transformer: Any) -> dict[str, tuple[str, ...]]:
@@ -185,9 +31,10 @@ def original_layers(transformer: Any) -> dict[str, tuple[str, ...]]:
     Raises ValueError for a transformer without a table.
     """
     kind = type(transformer).__name__
-    if kind not in TABLES:
-        raise ValueError(f"kohya's layout has no names for a {kind}; known: {', '.join(TABLES)}")
-    there, table = {name for name, _ in transformer.named_modules()}, TABLES[kind]
+    known = tables()
+    if kind not in known:
+        raise ValueError(f"kohya's layout has no names for a {kind}; known: {', '.join(known)}")
+    there, table = {name for name, _ in transformer.named_modules()}, known[kind]
     if not table:
         plain = (n for n in there if hasattr(transformer.get_submodule(n), "weight"))
         return {name: (name,) for name in plain if not re.search(r"\.(lora_|base_layer)", name)}

@@ -7,19 +7,13 @@ and is sent the `Answer`. It knows neither pipeline nor reward; the driver in
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from align.config.budget import Purse
-
-# How the terms' gradients reach the noise: "sum" pulls the gradient of the weighted sum back;
-# "image" clips each term's gradient on the image and pulls their weighted sum back; "exact" pulls
-# every term back in one pass over a batch that holds each noise once a term; "per-term" in a pass
-# each.
-Pull = Literal["sum", "image", "exact", "per-term"]
+from align.config.optimize import Pull as Pull
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ import random
 import time
 from collections.abc import Generator
 from dataclasses import dataclass, field
+from pkgutil import resolve_name
 from typing import Any
 
 import torch
@@ -12,33 +13,18 @@ from jaxtyping import Float
 from torch import Tensor
 
 from align.config.budget import Purse, parse_budget
-from align.config.optimize import OptimizeConfig
+from align.config.optimize import SEARCHES, OptimizeConfig
 from align.diffusion.denoisers import default_steps
 from align.diffusion.sample import candidate_seeds, make_noise
-from align.noise_opt.ascend import carinox_paper, langevin, reno
-from align.noise_opt.carinox import carinox
 from align.noise_opt.evaluate import Evaluator
-from align.noise_opt.explore import bon, evolution, zero_order
 from align.noise_opt.guard import disturbed
 from align.noise_opt.objective import Objective, check_gradients
 from align.noise_opt.paint import Painter, make_painter, preview_steps
-from align.noise_opt.records import Answer, Ask, OptimizeStep, Pull, Setup
+from align.noise_opt.records import Answer, Ask, OptimizeStep, Setup
 from align.noise_opt.regularizers import prior_gradient
 from align.noise_opt.weights import Weighing, weigh
 from align.rewards import load_reward
 
-METHODS = {
-    "bon": bon,
-    "zero-order": zero_order,
-    "evolution": evolution,
-    "reno": reno,
-    "langevin": langevin,
-    "carinox": carinox,
-    "carinox-paper": carinox_paper,
-}
-PULLS: dict[str, Pull] = {
-    "reno": "sum", "langevin": "sum", "carinox": "image", "carinox-paper": "per-term",
-}  # fmt: skip
 TIMED = 3  # runs that a backward's cost is the median of
 
 
@@ -68,7 +54,7 @@ def optimize(
         raise ValueError("the prompt is empty; say what the image should show")
     reward = load_reward(reward)
     weighing = weigh(reward, prompt, config.own("weights"), config.category)
-    if config.method in PULLS:
+    if SEARCHES[config.method].pull:
         check_gradients(config.method, weighing.objective.parts)
     steps = config.num_inference_steps or default_steps(pipe)
     check_budget(config, steps)
@@ -80,7 +66,9 @@ def _purse(pipe: Any, prompt: str, config: OptimizeConfig, steps: int) -> Purse:
     purse = Purse(parse_budget(config.budget) if config.budget else None, steps)
     if config.backward_cost is not None:
         purse.backward_cost = config.backward_cost
-    elif purse.budget is not None and config.method in PULLS and purse.budget.unit != "images":
+    elif (
+        purse.budget is not None and SEARCHES[config.method].pull and purse.budget.unit != "images"
+    ):
         purse.backward_cost = measure_backward_cost(pipe, prompt, config)
     return purse
 
@@ -172,7 +160,8 @@ def _run(
         paint, weighing.objective, prompt, metadata, purse, config.batch_size, config.clip
     )
     setup = _setup(pipe, weighing.objective, config, purse, preview_steps(pipe, steps))
-    search = METHODS[config.method](setup)
+    method = SEARCHES[config.method]
+    search = resolve_name(method.search)(setup)
     best, answer = _Best(), None
     for iteration in itertools.count():
         try:
@@ -180,10 +169,7 @@ def _run(
         except StopIteration:
             break
         answer = evaluate(ask.noise, ask.pull, ask.stop)
-        improved = ask.stop is None and _choose(
-            best, ask, answer, evaluate,
-            guard=config.method == "carinox", plain=config.method == "carinox-paper",
-        )  # fmt: skip
+        improved = ask.stop is None and _choose(best, ask, answer, evaluate, method.chooses)
         if best.image is None or best.noise is None:
             raise RuntimeError(
                 f"no image of {prompt!r} and its score was finite; try another dtype or model"
@@ -194,11 +180,11 @@ def _run(
 def _setup(
     pipe: Any, objective: Objective, config: OptimizeConfig, purse: Purse, preview: int
 ) -> Setup:
-    pull = PULLS.get(config.method, "sum")
+    pull = SEARCHES[config.method].pull or "sum"
     explore_share = config.explore_share
     if explore_share is None:
         explore_share = 1.0 if preview else 0.33
-    if config.exact and config.method == "carinox":
+    if config.exact and pull == "image":
         pull = "exact"
     # Noise and all that is done to it is float32, also with a model in half precision.
     dtype = torch.float64 if pipe.vae.dtype == torch.float64 else torch.float32
@@ -230,26 +216,23 @@ def _setup(
     )
 
 
-def _choose(
-    best: _Best, ask: Ask, answer: Answer, evaluate: Evaluator, guard: bool, plain: bool = False
-) -> bool:
+def _choose(best: _Best, ask: Ask, answer: Answer, evaluate: Evaluator, chooses: str) -> bool:
     """Take over a candidate that beats the best; whether there was one.
 
-    `plain` compares by the sum of the terms without their weights.
-
-    With the guard, those that a gradient made are compared by the score of slightly changed
+    `chooses` is that of a `SearchMethod`: plain compares by the sum of the terms without their
+    weights. With robust, those that a gradient made are compared by the score of slightly changed
     copies of their images: a gradient finds scores without the image that they stand for, which
     mere choosing hardly does.
     """
     totals = answer.totals
-    if plain:
+    if chooses == "plain":
         sums = evaluate.objective.plain(answer.terms).to(totals.device)[: len(totals)]
         sums = sums.masked_fill(~totals.isfinite(), -torch.inf)
         row, robust = int(sums.argmax()), None
         if not float(sums[row]) > best.plain:
             return False
         best.plain = float(sums[row])
-    elif not guard or ask.phase == "explore" or best.image is None:
+    elif chooses != "robust" or ask.phase == "explore" or best.image is None:
         row, robust = int(totals.argmax()), None
         if not float(totals[row]) > best.total:
             return False

@@ -1,46 +1,18 @@
 """Rewards: `load_reward(expression)` gives a function of images and prompts, higher is better.
 
-Everything is named in `LOADERS`; a loader is `load(argument, device)` and returns a callable
-`(images, prompts[, metadata]) -> scores`: an `nn.Module` where there are weights, with an attribute
-`differentiable = False` where there is no gradient. Nothing is imported before it is asked for.
+Everything is named in the tables of `align.rewards.catalogue`; nothing is imported before it is
+asked for.
 """
 
 from typing import TYPE_CHECKING
 
+from align.rewards.catalogue import JUDGES, REWARDS
 from align.rewards.expression import parse_expression
 
 if TYPE_CHECKING:
     from align.rewards.reward import Reward
 
-__all__ = ["JUDGES", "LOADERS", "load_judge", "load_reward", "parse_expression"]
-
-LOADERS = {
-    "aesthetic": "align.rewards.aesthetic:load",
-    "blip-vqa": "align.rewards.blip_vqa:load",
-    "clip": "align.rewards.clip:load",
-    "da-score": "align.rewards.blip_vqa:load_da_score",
-    "detector": "align.rewards.detector:load",
-    "hps": "align.rewards.hps:load",
-    "image-reward": "align.rewards.image_reward:load",
-    "jpeg": "align.rewards.jpeg:load",
-    "jpeg-complexity": "align.rewards.jpeg:load_complexity",
-    "mps": "align.rewards.mps:load",
-    "nsfw": "align.rewards.nsfw:load",
-    "pickscore": "align.rewards.pickscore:load",
-    "scenes-clip": "align.rewards.scenes_clip:load",
-    "scenes-detector": "align.rewards.scenes_detector:load",
-    "scenes-preference": "align.rewards.scenes_preference:load",
-    "scenes-taste": "align.rewards.scenes_taste:load",
-    "scenes-vqa": "align.rewards.scenes_vqa:load",
-    "vqascore": "align.rewards.vqascore:load",
-}
-
-# Judges only measure: training on what also judges would make the measurement worthless.
-JUDGES = {
-    "taste": "align.rewards.judges:load_taste",
-    "verifier": "align.rewards.judges:load_exact",
-    "verifier-partial": "align.rewards.judges:load_partial",
-}
+__all__ = ["JUDGES", "REWARDS", "load_judge", "load_reward", "parse_expression"]
 
 
 def load_reward(reward, device=None, *, micro_batch_size: int = 64, statistics=None) -> "Reward":
@@ -63,7 +35,7 @@ def load_reward(reward, device=None, *, micro_batch_size: int = 64, statistics=N
     from align.rewards.reward import build_reward
 
     return build_reward(
-        reward, device, LOADERS, refused=JUDGES, batch=micro_batch_size, statistics=statistics
+        reward, device, REWARDS, refused=JUDGES, batch=micro_batch_size, statistics=statistics
     )
 
 
@@ -72,5 +44,5 @@ def load_judge(judge, device=None, *, micro_batch_size: int = 64, statistics=Non
     from align.rewards.reward import build_reward
 
     return build_reward(
-        judge, device, LOADERS | JUDGES, refused={}, batch=micro_batch_size, statistics=statistics
+        judge, device, REWARDS | JUDGES, refused={}, batch=micro_batch_size, statistics=statistics
     )

@@ -7,7 +7,8 @@ those files were measured. For all others, the Hub states a checksum at download
 --check` compares with it.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 # What a search of the embedded models maximizes where nothing else is asked for.
 SCENES_REWARD = "scenes-detector=2,scenes-clip"
@@ -100,40 +101,94 @@ def _flan_t5(size: str, megabytes: int) -> tuple[Source, ...]:
     return weights, words, CLIP_L_336
 
 
-# term of a reward expression -> what it loads
-PUBLISHED: dict[str, tuple[Source, ...]] = {
-    "aesthetic": (AESTHETIC_V2, CLIP_L),
-    "aesthetic:v1": (AESTHETIC_V1, CLIP_L),
-    "blip-vqa": (BLIP_VQA,),
-    "clip": (CLIP_L,),
-    "da-score": (BLIP_VQA,),
-    "detector": (Source("google/owlvit-base-patch32", _CLIP_FILES, True, 613 * _MB, "Apache-2.0"),),
-    "detector:model=hustvl/yolos-tiny": (
-        Source("hustvl/yolos-tiny", ("config.json",), True, 26 * _MB, "Apache-2.0"),
-    ),
-    "hps": _hps("HPS_v2.1_compressed.pt"),
-    "hps:2.0": _hps("HPS_v2_compressed.pt"),
-    "image-reward": (
-        Source(
-            "THUDM/ImageReward",
-            ("ImageReward.pt",),
-            size=1790 * _MB,
-            licence="Apache-2.0",
-        ),
-        BERT_WORDS,
-    ),
-    "mps": (
-        Source("RE-N-Y/mpsv1", ("model.safetensors",), size=4420 * _MB, licence="MIT (code)"),
-        Source(CLIP_H.repo, _CLIP_FILES, size=2 * _MB, licence="MIT"),
-    ),
-    "nsfw": (NSFW, CLIP_H),
-    "pickscore": (
-        Source("yuvalkirstain/PickScore_v1", ("config.json",), True, 3946 * _MB, "MIT"),
-        CLIP_H_WORDS,
-    ),
-    "vqascore": _flan_t5("xl", 12100),
-    "vqascore:clip-flant5-xxl": _flan_t5("xxl", 46000),
-}
+@dataclass(frozen=True)
+class Named:
+    """What a reward expression can name."""
+
+    load: str
+    """module:function of (argument, device), which returns a callable
+    `(images, prompts[, metadata]) -> scores`: an `nn.Module` where there are weights, with an
+    attribute `differentiable = False` where there is no gradient."""
+    measures: str
+    range: str
+    sources: Mapping[str, tuple[Source, ...]] = field(default_factory=dict)
+    """Its published weights, by the argument that asks for them."""
+    any_repository: bool = False
+    """Whether its argument can be OWNER/NAME of the Hub, a repository in transformers' layout."""
+    explains: bool = False
+    """Whether it says why a score is low (`align.rewards.facts`)."""
+
+
+# Every reward: loading, `align rewards`, `align fetch`, the demo and the docs read this.
+REWARDS = {
+    "aesthetic": Named("align.rewards.aesthetic:load",
+        "how much people like the picture, whatever the prompt", "about 1 to 10",
+        {"": (AESTHETIC_V2, CLIP_L), "v1": (AESTHETIC_V1, CLIP_L)}),
+    "blip-vqa": Named("align.rewards.blip_vqa:load",
+        "product of p(yes) over the prompt's noun phrases", "0 to 1", {"": (BLIP_VQA,)},
+        any_repository=True, explains=True),
+    "clip": Named("align.rewards.clip:load", "100 cos(image, prompt) of a CLIP", "-100 to 100",
+        {"": (CLIP_L,)}, any_repository=True),
+    "da-score": Named("align.rewards.blip_vqa:load_da_score",
+        "mean p(yes) over the prompt's assertions", "0 to 1", {"": (BLIP_VQA,)},
+        any_repository=True, explains=True),
+    "detector": Named("align.rewards.detector:load",
+        "objects that are there, are not, or are so many", "at most 0",
+        {"": (Source("google/owlvit-base-patch32", _CLIP_FILES, True, 613 * _MB, "Apache-2.0"),),
+        "model=hustvl/yolos-tiny": (Source("hustvl/yolos-tiny", ("config.json",), True, 26 * _MB,
+        "Apache-2.0"),)}),
+    "hps": Named("align.rewards.hps:load", "human preference score v2.1, cos(image, prompt)",
+        "-1 to 1", {"": _hps("HPS_v2.1_compressed.pt"), "2.0": _hps("HPS_v2_compressed.pt")}),
+    "image-reward": Named("align.rewards.image_reward:load",
+        "what experts prefer, in standard deviations", "unbounded",
+        {"": (Source("THUDM/ImageReward", ("ImageReward.pt",), size=1790 * _MB,
+        licence="Apache-2.0"), BERT_WORDS)}),
+    "jpeg": Named("align.rewards.jpeg:load",
+        "minus the size as a JPEG file at quality 95, estimated, in kB", "< 0"),
+    "jpeg-complexity": Named("align.rewards.jpeg:load_complexity",
+        "size as a JPEG file at quality 95, estimated, in kB", "> 0"),
+    "mps": Named("align.rewards.mps:load", "human preference, of a picture that read the prompt",
+        "-100 to 100", {"": (Source("RE-N-Y/mpsv1", ("model.safetensors",), size=4420 * _MB,
+        licence="MIT (code)"), Source(CLIP_H.repo, _CLIP_FILES, size=2 * _MB, licence="MIT"))}),
+    "nsfw": Named("align.rewards.nsfw:load", "whether the picture is safe for work, a judge",
+        "about 0 to 1", {"": (NSFW, CLIP_H)}),
+    "pickscore": Named("align.rewards.pickscore:load",
+        "what users pick, about 100 cos(image, prompt)", "-100 to 100",
+        {"": (Source("yuvalkirstain/PickScore_v1", ("config.json",), True, 3946 * _MB, "MIT"),
+        CLIP_H_WORDS)}),
+    "scenes-clip": Named("align.rewards.scenes_clip:load",
+        "2.5 cos(image, prompt) of a contrastive dual encoder", "-2.5 to 2.5"),
+    "scenes-detector": Named("align.rewards.scenes_detector:load",
+        "a detector's findings against what the prompt states", "at most 0", explains=True),
+    "scenes-preference": Named("align.rewards.scenes_preference:load",
+        "which of two pictures fits a prompt better", "unbounded"),
+    "scenes-taste": Named("align.rewards.scenes_taste:load",
+        "large objects, apart, in full colours, on light even ground", "about 0 to 6.5"),
+    "scenes-vqa": Named("align.rewards.scenes_vqa:load",
+        "mean log p(yes) over the prompt's yes/no assertions", "< 0", explains=True),
+    "vqascore": Named("align.rewards.vqascore:load",
+        "p(yes) that the picture shows the prompt, CLIP-FlanT5", "0 to 1", {"": _flan_t5("xl",
+        12100), "clip-flant5-xxl": _flan_t5("xxl", 46000)}, any_repository=True),
+}  # fmt: skip
+
+# Judges only measure: training on what also judges would make the measurement worthless.
+JUDGES = {
+    "taste": Named("align.rewards.judges:load_taste",
+        "the same as scenes-taste, exactly, by the verifier's reader", "0 to 6.5"),
+    "verifier": Named("align.rewards.judges:load_exact",
+        "every stated fact holds and nothing else is there", "0 or 1"),
+    "verifier-partial": Named("align.rewards.judges:load_partial",
+        "share of stated facts that hold", "0 to 1"),
+}  # fmt: skip
+
+
+def published() -> dict[str, tuple[Source, ...]]:
+    """What terms of a reward expression load, of those with published weights."""
+    return {
+        f"{name}:{argument}" if argument else name: found
+        for name, reward in (REWARDS | JUDGES).items()
+        for argument, found in reward.sources.items()
+    }
 
 
 def sources(name: str, argument: str | None = None) -> tuple[Source, ...]:
@@ -142,19 +197,18 @@ def sources(name: str, argument: str | None = None) -> tuple[Source, ...]:
     `clip:OWNER/NAME`, `blip-vqa:OWNER/NAME`, `vqascore:OWNER/NAME` and `detector:model=OWNER/NAME`
     name other repositories of the Hub in transformers' layout: size and licence are theirs.
     """
-    key = name if argument is None else f"{name}:{argument}"
-    if key in PUBLISHED:
-        return PUBLISHED[key]
-    if name not in PUBLISHED:
+    reward = (REWARDS | JUDGES).get(name)
+    if reward is None or not reward.sources:
         return ()
     if argument is not None and name == "detector":
         parts = [part.partition("=") for part in argument.split(";")]
         model = {key: value for key, _, value in parts}.get("model")
-        key = f"detector:model={model}"
-        return PUBLISHED[key] if key in PUBLISHED else _other(model, PUBLISHED["detector"])
-    if name in ("blip-vqa", "clip", "da-score", "vqascore"):
-        return _other(argument, PUBLISHED[name])
-    return PUBLISHED[name]
+        default = _other(model, reward.sources[""])
+        return reward.sources.get(f"model={model}", default)
+    default = reward.sources[""]
+    if reward.any_repository:
+        default = _other(argument, default)
+    return reward.sources.get(argument or "", default)
 
 
 def _other(repo: str | None, default: tuple[Source, ...]) -> tuple[Source, ...]:

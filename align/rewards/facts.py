@@ -12,8 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-# every name of `align.rewards.LOADERS` whose reward can explain
-EXPLAINING = ("scenes-detector", "scenes-vqa", "da-score", "blip-vqa")
+from align.rewards.catalogue import REWARDS
 
 
 @dataclass(frozen=True)
@@ -48,9 +47,9 @@ def explain(
     """
     able = {name: f for name, f in reward.functions.items() if hasattr(f, "explain")}
     if not able:
+        explaining = ", ".join(name for name, known in REWARDS.items() if known.explains)
         raise ValueError(
-            f"{', '.join(reward.functions)} cannot say why a score is low; "
-            f"{', '.join(EXPLAINING)} can"
+            f"{', '.join(reward.functions)} cannot say why a score is low; {explaining} can"
         )
     if reward.device is not None:
         images = images.to(reward.device)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from align.models.lora_files import SHIPPED, parse_lora
-from align.rewards import LOADERS, parse_expression
+from align.rewards import REWARDS, parse_expression
 from align.rewards.catalogue import SETS
 from align.rewards.expression import leaves
 from align.rewards.identity import shared, terms_of
@@ -98,4 +98,4 @@ def _can_be_loaded(expression: str) -> bool:
         names = [leaf.name for leaf in leaves(parse_expression(expression))]
     except ValueError:
         return False
-    return all(name in LOADERS or name in SETS or name.endswith(".py") for name in names)
+    return all(name in REWARDS or name in SETS or name.endswith(".py") for name in names)

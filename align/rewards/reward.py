@@ -1,9 +1,9 @@
 """The `Reward` object: checks its input, scores each term, combines them as the expression says."""
 
-import importlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from align.config.checks import one_of
-from align.rewards.catalogue import SETS
+from align.rewards.catalogue import SETS, Named
 from align.rewards.expression import Combination, Term, expand, leaves, parse_expression
 from align.rewards.user import UserReward, load_function
 from align.rewards.weights import sharing
@@ -152,15 +152,15 @@ def _score(name: str, function: Callable, images: Tensor, prompts: list[str], me
 
 
 def build_reward(
-    reward, device, loaders: dict[str, str], *, refused, batch: int, statistics
+    reward, device, known: Mapping[str, Named], *, refused, batch: int, statistics
 ) -> Reward:
     """What `load_reward` and `load_judge` share; they say what the arguments mean."""
     owner = getattr(reward, "__self__", reward)  # of a bound method
     if isinstance(owner, Reward):
         for term in leaves(owner.expression):
-            _check_name(term, {term.name: ""}, refused)
+            _check_name(term, {term.name}, refused)
     elif isinstance(name := getattr(reward, "judge", None), str):
-        _check_name(Term(name), {name: ""}, refused)
+        _check_name(Term(name), {name}, refused)
     if isinstance(reward, Reward):
         return reward
     if batch < 1:
@@ -173,28 +173,27 @@ def build_reward(
     tree = expand(parse_expression(reward), SETS)
     terms = leaves(tree)
     for term in terms:
-        _check_name(term, loaders, refused)
+        _check_name(term, known, refused)
     stored = _statistics(tree, statistics)
     with sharing():
-        functions = {term.key: _load_term(term, loaders, device) for term in terms}
+        functions = {term.key: _load_term(term, known, device) for term in terms}
     return Reward(tree, functions, stored, device, batch)
 
 
-def _check_name(term: Term, loaders: dict[str, str], refused) -> None:
+def _check_name(term: Term, known: Collection[str], refused) -> None:
     if term.name in refused:
         raise ValueError(
             f"{term.name!r} is a judge, not a training signal: use it as --judge, never as --reward"
         )
-    if not term.name.endswith(".py") and term.name not in loaders:
-        raise ValueError(f"unknown reward {term.name!r}: {one_of(term.name, [*loaders, *SETS])}")
+    if not term.name.endswith(".py") and term.name not in known:
+        raise ValueError(f"unknown reward {term.name!r}: {one_of(term.name, [*known, *SETS])}")
 
 
-def _load_term(term: Term, loaders: dict[str, str], device) -> Callable[..., Any]:
+def _load_term(term: Term, known: Mapping[str, Named], device) -> Callable[..., Any]:
     if term.name.endswith(".py"):
         assert term.argument is not None  # the parser demands a function
         return UserReward(load_function(Path(term.name), term.argument), term.key)
-    module, _, attribute = loaders[term.name].partition(":")
-    return getattr(importlib.import_module(module), attribute)(term.argument, device)
+    return resolve_name(known[term.name].load)(term.argument, device)
 
 
 def _statistics(tree: Combination, path) -> dict[str, tuple[float, float]]:

@@ -9,6 +9,7 @@ from tiny import build, tiny_pipeline
 
 import align
 from align.config.budget import Purse, parse_budget
+from align.config.optimize import SEARCHES
 from align.diffusion.sample import generate, make_noise
 from align.noise_opt.ascend import paper_plan
 from align.noise_opt.carinox import Track, _moved, goes_on, refilled, screen
@@ -16,7 +17,7 @@ from align.noise_opt.explore import blend
 from align.noise_opt.guard import disturbed
 from align.noise_opt.records import Answer, Ask
 from align.noise_opt.regularizers import log_norm, prior_gradient, to_sphere
-from align.noise_opt.search import METHODS, _Best, _choose
+from align.noise_opt.search import _Best, _choose
 
 PROMPT = "two dogs"
 GRADIENT_METHODS = ("reno", "langevin", "carinox", "carinox-paper")
@@ -70,7 +71,7 @@ def test_reno_equals_its_update_in_numpy():
     assert np.abs(noise - make_noise(pipe, [0]).numpy()).max() > 0.05
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", SEARCHES)
 def test_methods_improve_and_count(method):
     steps = run(method, iterations=4, seeds=4)
     totals = [step.best_total for step in steps]
@@ -89,7 +90,7 @@ def test_methods_improve_and_count(method):
     assert torch.equal(first, make_noise(tiny_pipeline("sd-turbo"), [0])[0])
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", SEARCHES)
 @pytest.mark.parametrize(("budget", "steps"), [("30nfe", 1), ("14images", 1), ("40nfe", 2)])
 def test_budgets_are_spent_and_never_exceeded(method, budget, steps):
     settings = {"budget": budget, "num_inference_steps": steps, "backward_cost": 1.5}
@@ -127,7 +128,7 @@ def test_pictures_made_by_a_gradient_are_compared_by_changed_copies():
 
     def offer(phase, images, *scores):
         ask = Ask(noise[: len(images)], phase)
-        return _choose(best, ask, answer(images, *scores), Evenness(), guard=True)
+        return _choose(best, ask, answer(images, *scores), Evenness(), "robust")
 
     assert offer("explore", torch.cat([even, mild]), 1.0, 7.0)
     assert best.total == 7

@@ -103,5 +103,7 @@ FAMILY = Family(
     unpack_latents=flux.unpack_latents,
     masked_attention=True,
     lora_targets=flux.FAMILY.lora_targets,
+    transformer="ChromaTransformer2DModel",
+    original_layers=flux.FLUX_LAYERS,
     text_like=text_like,
 )

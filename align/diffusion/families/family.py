@@ -1,7 +1,7 @@
 """What a family of pipelines has to say about itself."""
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -146,14 +146,16 @@ def default_square(pipe: Any) -> tuple[int, int]:
     return (pipe.default_sample_size * pipe.vae_scale_factor,) * 2
 
 
-def is_distilled(pipe: Any) -> bool:
-    """Whether the model was distilled to one step, told by its name: SD-Turbo, SDXL-Turbo,
-    the embedded turbo model, PixArt-DMD."""
+def is_distilled(pipe: Any, mark: str) -> bool:
+    """Whether a model's name tells by this mark that it was distilled to few steps: SD-Turbo,
+    SDXL-Turbo, the embedded turbo model, PixArt-DMD."""
     name = Path(str(pipe.config.get("_name_or_path", ""))).name.lower()
-    kind = type(pipe).__name__
-    if kind.startswith("PixArt"):
-        return "dmd" in name
-    return "turbo" in name and kind in ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
+    return mark in name
+
+
+def few_steps_by_name(mark: str, steps: int = 1) -> Callable[[Any], int | None]:
+    """`Family.few_steps` of pipelines of which the model's name alone tells."""
+    return lambda pipe: steps if is_distilled(pipe, mark) else None
 
 
 def few_steps_if_distilled(steps: int) -> Callable[[Any], int | None]:
@@ -192,7 +194,7 @@ class Family:
     """(output with the prompt, without it, scale) -> the guided output."""
     guidance_argument: str = "guidance_scale"
     """What the pipeline's `__call__` calls the scale."""
-    few_steps: Callable[[Any], int | None] = lambda pipe: 1 if is_distilled(pipe) else None
+    few_steps: Callable[[Any], int | None] = lambda pipe: None
     """The steps that a model was distilled to, without guidance; None for one that was not."""
     decode: Callable[[Any, Tensor], Tensor] | None = None
     """(autoencoder, latents) -> pixels, about -1 to 1; None where the autoencoder's config says
@@ -208,3 +210,10 @@ class Family:
     text_like: Callable[[Any], Embeds] | None = None
     """One prompt's embeddings at full length on `meta`, their masks real, where the text encoder
     looks at numbers and cannot run there."""
+    transformer: str = ""
+    """Class of its transformer, where that has original layers."""
+    original_layers: Mapping[str, str] | None = None
+    """Layers of the transformer's original code, as LoRAs of other tools name them: diffusers'
+    layers, stacked along the output. A number stands for every block; empty where the names are
+    diffusers' own. Layers whose rows diffusers reorders (the last normalization's scale and shift)
+    are not here."""

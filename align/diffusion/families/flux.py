@@ -65,6 +65,30 @@ def unpack_latents(pipe: Any, tokens: Tensor, height: int, width: int) -> Tensor
     return pipe._unpack_latents(tokens, height, width, pipe.vae_scale_factor)
 
 
+FLUX_LAYERS = {
+    "img_in": "x_embedder",
+    "txt_in": "context_embedder",
+    "time_in.in_layer": "time_text_embed.timestep_embedder.linear_1",
+    "time_in.out_layer": "time_text_embed.timestep_embedder.linear_2",
+    "guidance_in.in_layer": "time_text_embed.guidance_embedder.linear_1",
+    "guidance_in.out_layer": "time_text_embed.guidance_embedder.linear_2",
+    "vector_in.in_layer": "time_text_embed.text_embedder.linear_1",
+    "vector_in.out_layer": "time_text_embed.text_embedder.linear_2",
+    "double_blocks.0.img_mod.lin": "transformer_blocks.0.norm1.linear",
+    "double_blocks.0.txt_mod.lin": "transformer_blocks.0.norm1_context.linear",
+    "double_blocks.0.img_attn.qkv": "transformer_blocks.0.attn.to_q to_k to_v",
+    "double_blocks.0.txt_attn.qkv": "transformer_blocks.0.attn.add_q_proj add_k_proj add_v_proj",
+    "double_blocks.0.img_attn.proj": "transformer_blocks.0.attn.to_out.0",
+    "double_blocks.0.txt_attn.proj": "transformer_blocks.0.attn.to_add_out",
+    "double_blocks.0.img_mlp.0": "transformer_blocks.0.ff.net.0.proj",
+    "double_blocks.0.img_mlp.2": "transformer_blocks.0.ff.net.2",
+    "double_blocks.0.txt_mlp.0": "transformer_blocks.0.ff_context.net.0.proj",
+    "double_blocks.0.txt_mlp.2": "transformer_blocks.0.ff_context.net.2",
+    "single_blocks.0.modulation.lin": "single_transformer_blocks.0.norm.linear",
+    "single_blocks.0.linear1": "single_transformer_blocks.0.attn.to_q to_k to_v .proj_mlp",
+    "single_blocks.0.linear2": "single_transformer_blocks.0.proj_out",
+    "final_layer.linear": "proj_out",
+}
 FAMILY = Family(
     name="FLUX",
     encode=encode,
@@ -77,4 +101,6 @@ FAMILY = Family(
     unpack_latents=unpack_latents,
     takes_negative_prompts=False,
     lora_targets=ATTENTION_LAYERS + JOINT_LAYERS,
+    transformer="FluxTransformer2DModel",
+    original_layers=FLUX_LAYERS,
 )

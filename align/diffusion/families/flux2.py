@@ -20,6 +20,7 @@ from align.diffusion.families.family import (
     even_timesteps,
     few_steps_if_distilled,
 )
+from align.diffusion.families.flux import FLUX_LAYERS
 from align.diffusion.families.sd3 import JOINT_LAYERS
 
 SINGLE_LAYERS = ("to_qkv_mlp_proj", "to_out")  # of the blocks with one stream, all in two layers
@@ -96,6 +97,24 @@ def text_like(pipe: Any) -> Embeds:
     return {"prompt_embeds": torch.empty(shape, device="meta", dtype=pipe.transformer.dtype)}
 
 
+LAYERS = {
+    "img_in": "x_embedder",
+    "txt_in": "context_embedder",
+    "time_in.in_layer": "time_guidance_embed.timestep_embedder.linear_1",
+    "time_in.out_layer": "time_guidance_embed.timestep_embedder.linear_2",
+    "guidance_in.in_layer": "time_guidance_embed.guidance_embedder.linear_1",
+    "guidance_in.out_layer": "time_guidance_embed.guidance_embedder.linear_2",
+    "double_stream_modulation_img.lin": "double_stream_modulation_img.linear",
+    "double_stream_modulation_txt.lin": "double_stream_modulation_txt.linear",
+    "single_stream_modulation.lin": "single_stream_modulation.linear",
+    "double_blocks.0.img_mlp.0": "transformer_blocks.0.ff.linear_in",
+    "double_blocks.0.img_mlp.2": "transformer_blocks.0.ff.linear_out",
+    "double_blocks.0.txt_mlp.0": "transformer_blocks.0.ff_context.linear_in",
+    "double_blocks.0.txt_mlp.2": "transformer_blocks.0.ff_context.linear_out",
+    "single_blocks.0.linear1": "single_transformer_blocks.0.attn.to_qkv_mlp_proj",
+    "single_blocks.0.linear2": "single_transformer_blocks.0.attn.to_out",
+    "final_layer.linear": "proj_out",
+} | {original: written for original, written in FLUX_LAYERS.items() if "_attn." in original}
 KLEIN = Family(
     name="FLUX.2 klein",
     encode=encode,
@@ -108,6 +127,8 @@ KLEIN = Family(
     decode=decode,
     takes_negative_prompts=False,  # the pipeline guides against an empty one
     lora_targets=ATTENTION_LAYERS + JOINT_LAYERS + SINGLE_LAYERS,
+    transformer="Flux2Transformer2DModel",
+    original_layers=LAYERS,
     text_like=text_like,
 )
 DEV = replace(

@@ -90,6 +90,34 @@ def text_like(pipe: Any) -> Embeds:
     }
 
 
+BLOCK_LAYERS = {
+    "attn.wq": "attn.to_q",
+    "attn.wk": "attn.to_k",
+    "attn.wv": "attn.to_v",
+    "attn.wo": "attn.to_out.0",
+    "attn.gate": "attn.to_gate",
+    "mlp.gate": "ff.gate",
+    "mlp.up": "ff.up",
+    "mlp.down": "ff.down",
+}
+LAYERS = {
+    "first": "img_in",
+    "tmlp.0": "time_embed.linear_1",
+    "tmlp.2": "time_embed.linear_2",
+    "tproj.1": "time_mod_proj",
+    "txtmlp.1": "txt_in.linear_1",
+    "txtmlp.3": "txt_in.linear_2",
+    "txtfusion.projector": "text_fusion.projector",
+    "last.linear": "final_layer.linear",
+} | {
+    f"{above}.0.{original}": f"{written_above}.0.{written}"
+    for above, written_above in (
+        ("blocks", "transformer_blocks"),
+        ("txtfusion.layerwise_blocks", "text_fusion.layerwise_blocks"),
+        ("txtfusion.refiner_blocks", "text_fusion.refiner_blocks"),
+    )
+    for original, written in BLOCK_LAYERS.items()
+}
 FAMILY = Family(
     name="Krea 2",
     encode=encode,
@@ -104,5 +132,7 @@ FAMILY = Family(
     few_steps=few_steps_if_distilled(8),
     decode=qwen_image.decode,
     masked_attention=True,
+    transformer="Krea2Transformer2DModel",
+    original_layers=LAYERS,
     text_like=text_like,
 )

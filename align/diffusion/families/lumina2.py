@@ -86,6 +86,19 @@ def text_like(pipe: Any) -> Embeds:
     }
 
 
+BLOCK_LAYERS = {
+    "attention.qkv": "attn.to_q to_k to_v",
+    "attention.out": "attn.to_out.0",
+    "feed_forward.w1": "feed_forward.linear_1",
+    "feed_forward.w2": "feed_forward.linear_2",
+    "feed_forward.w3": "feed_forward.linear_3",
+    "adaLN_modulation.1": "norm1.linear",
+}
+LAYERS = {
+    f"{blocks}.0.{original}": f"{blocks}.0.{written}"
+    for blocks in ("layers", "noise_refiner", "context_refiner")
+    for original, written in BLOCK_LAYERS.items()
+}
 FAMILY = Family(
     name="Lumina 2",
     encode=encode,
@@ -95,5 +108,7 @@ FAMILY = Family(
     default_size=default_square,
     latent_patch=2,
     masked_attention=True,
+    transformer="Lumina2Transformer2DModel",
+    original_layers=LAYERS,
     text_like=text_like,
 )

@@ -11,7 +11,7 @@ from align.diffusion.families.family import (
     Family,
     Forward,
     call_default,
-    is_distilled,
+    few_steps_by_name,
     set_timesteps,
 )
 
@@ -76,11 +76,41 @@ def pixart_timesteps(
     device: torch.device,
     latent_size: tuple[int, int],
 ) -> Tensor:
-    if num_inference_steps == 1 and is_distilled(pipe):
+    if num_inference_steps == 1 and SIGMA.few_steps(pipe):
         scheduler.set_timesteps(timesteps=[DMD_TIMESTEP], device=device)
         return scheduler.timesteps
     return set_timesteps(pipe, scheduler, num_inference_steps, device, latent_size)
 
 
-SIGMA = Family(name="PixArt", encode=encode, make_forward=make_forward, latent_patch=2)
+CROSS_LAYERS = {
+    "blocks.0.attn.qkv": "transformer_blocks.0.attn1.to_q to_k to_v",
+    "blocks.0.attn.proj": "transformer_blocks.0.attn1.to_out.0",
+    "blocks.0.cross_attn.q_linear": "transformer_blocks.0.attn2.to_q",
+    "blocks.0.cross_attn.kv_linear": "transformer_blocks.0.attn2.to_k to_v",
+    "blocks.0.cross_attn.proj": "transformer_blocks.0.attn2.to_out.0",
+    "y_embedder.y_proj.fc1": "caption_projection.linear_1",
+    "y_embedder.y_proj.fc2": "caption_projection.linear_2",
+    "final_layer.linear": "proj_out",
+}
+PIXART_LAYERS = CROSS_LAYERS | {
+    "x_embedder.proj": "pos_embed.proj",
+    "t_embedder.mlp.0": "adaln_single.emb.timestep_embedder.linear_1",
+    "t_embedder.mlp.2": "adaln_single.emb.timestep_embedder.linear_2",
+    "csize_embedder.mlp.0": "adaln_single.emb.resolution_embedder.linear_1",
+    "csize_embedder.mlp.2": "adaln_single.emb.resolution_embedder.linear_2",
+    "ar_embedder.mlp.0": "adaln_single.emb.aspect_ratio_embedder.linear_1",
+    "ar_embedder.mlp.2": "adaln_single.emb.aspect_ratio_embedder.linear_2",
+    "t_block.1": "adaln_single.linear",
+    "blocks.0.mlp.fc1": "transformer_blocks.0.ff.net.0.proj",
+    "blocks.0.mlp.fc2": "transformer_blocks.0.ff.net.2",
+}
+SIGMA = Family(
+    name="PixArt",
+    encode=encode,
+    make_forward=make_forward,
+    latent_patch=2,
+    few_steps=few_steps_by_name("dmd"),
+    transformer="PixArtTransformer2DModel",
+    original_layers=PIXART_LAYERS,
+)
 ALPHA = replace(SIGMA, set_timesteps=pixart_timesteps, one_step_x0=True)

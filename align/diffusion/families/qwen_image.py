@@ -136,5 +136,7 @@ FAMILY = Family(
     masked_attention=True,
     lora_targets=ATTENTION_LAYERS + JOINT_LAYERS,
     unused_layers=unused_layers,
+    transformer="QwenImageTransformer2DModel",
+    original_layers={},
     text_like=text_like,
 )

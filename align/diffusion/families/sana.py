@@ -13,6 +13,7 @@ from align.diffusion.families.family import (
     at_least_float32,
     call_default,
 )
+from align.diffusion.families.pixart import CROSS_LAYERS
 
 
 def encode(
@@ -113,12 +114,23 @@ def default_size(pipe: Any) -> tuple[int, int]:
     return call_default(pipe, "height"), call_default(pipe, "width")
 
 
+SANA_LAYERS = CROSS_LAYERS | {
+    "x_embedder.proj": "patch_embed.proj",
+    "t_embedder.mlp.0": "time_embed.emb.timestep_embedder.linear_1",
+    "t_embedder.mlp.2": "time_embed.emb.timestep_embedder.linear_2",
+    "t_block.1": "time_embed.linear",
+    "blocks.0.mlp.inverted_conv.conv": "transformer_blocks.0.ff.conv_inverted",
+    "blocks.0.mlp.depth_conv.conv": "transformer_blocks.0.ff.conv_depth",
+    "blocks.0.mlp.point_conv.conv": "transformer_blocks.0.ff.conv_point",
+}
 FAMILY = Family(
     name="SANA",
     encode=encode,
     make_forward=make_forward,
     default_size=default_size,
     noise_dtype=lambda pipe: at_least_float32(pipe.transformer.dtype),
+    transformer="SanaTransformer2DModel",
+    original_layers=SANA_LAYERS,
 )
 SPRINT = replace(
     FAMILY,

@@ -69,6 +69,28 @@ def set_timesteps(
     return scheduler.timesteps
 
 
+SD3_LAYERS = {
+    "x_embedder.proj": "pos_embed.proj",
+    "context_embedder": "context_embedder",
+    "t_embedder.mlp.0": "time_text_embed.timestep_embedder.linear_1",
+    "t_embedder.mlp.2": "time_text_embed.timestep_embedder.linear_2",
+    "y_embedder.mlp.0": "time_text_embed.text_embedder.linear_1",
+    "y_embedder.mlp.2": "time_text_embed.text_embedder.linear_2",
+    "joint_blocks.0.x_block.adaLN_modulation.1": "transformer_blocks.0.norm1.linear",
+    "joint_blocks.0.x_block.attn.qkv": "transformer_blocks.0.attn.to_q to_k to_v",
+    "joint_blocks.0.x_block.attn.proj": "transformer_blocks.0.attn.to_out.0",
+    "joint_blocks.0.x_block.attn2.qkv": "transformer_blocks.0.attn2.to_q to_k to_v",
+    "joint_blocks.0.x_block.attn2.proj": "transformer_blocks.0.attn2.to_out.0",
+    "joint_blocks.0.x_block.mlp.fc1": "transformer_blocks.0.ff.net.0.proj",
+    "joint_blocks.0.x_block.mlp.fc2": "transformer_blocks.0.ff.net.2",
+    "joint_blocks.0.context_block.attn.qkv": (
+        "transformer_blocks.0.attn.add_q_proj add_k_proj add_v_proj"
+    ),
+    "joint_blocks.0.context_block.attn.proj": "transformer_blocks.0.attn.to_add_out",
+    "joint_blocks.0.context_block.mlp.fc1": "transformer_blocks.0.ff_context.net.0.proj",
+    "joint_blocks.0.context_block.mlp.fc2": "transformer_blocks.0.ff_context.net.2",
+    "final_layer.linear": "proj_out",
+}
 FAMILY = Family(
     name="Stable Diffusion 3",
     encode=encode,
@@ -76,4 +98,6 @@ FAMILY = Family(
     set_timesteps=set_timesteps,
     latent_patch=2,
     lora_targets=ATTENTION_LAYERS + JOINT_LAYERS,
+    transformer="SD3Transformer2DModel",
+    original_layers=SD3_LAYERS,
 )

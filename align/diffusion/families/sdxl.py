@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from align.diffusion.families import stable_diffusion
-from align.diffusion.families.family import Embeds, Family, Forward
+from align.diffusion.families.family import Embeds, Family, Forward, few_steps_by_name
 
 
 def encode(
@@ -57,4 +57,5 @@ FAMILY = Family(
     make_forward=make_forward,
     is_guided=stable_diffusion.FAMILY.is_guided,
     latent_channels=stable_diffusion.FAMILY.latent_channels,
+    few_steps=few_steps_by_name("turbo"),
 )

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from align.diffusion.families.family import Embeds, Family, Forward
+from align.diffusion.families.family import Embeds, Family, Forward, few_steps_by_name
 
 
 def encode(
@@ -60,5 +60,11 @@ FAMILY = Family(
     make_forward=make_forward,
     is_guided=lambda pipe, scale: scale > 1 and pipe.unet.config.time_cond_proj_dim is None,
     latent_channels=lambda pipe: pipe.unet.config.in_channels,
+    few_steps=few_steps_by_name("turbo"),
 )
-LCM = replace(FAMILY, name="Latent consistency models", takes_negative_prompts=False)
+LCM = replace(
+    FAMILY,
+    name="Latent consistency models",
+    takes_negative_prompts=False,
+    few_steps=lambda pipe: None,
+)

@@ -4,7 +4,6 @@ picture.
 The loop runs in float32, as the pipeline's does.
 """
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from align.diffusion.families.family import (
     Forward,
     at_least_float32,
     call_default,
+    few_steps_by_name,
     guide_beyond,
     patch_timesteps,
 )
@@ -68,12 +68,6 @@ def make_forward(pipe: Any, guidance_scale: float, height: int, width: int) -> F
     return forward
 
 
-def few_steps(pipe: Any) -> int | None:
-    """8 for Z-Image-Turbo, told by its name alone: its configs are those of the base model."""
-    name = Path(str(pipe.config.get("_name_or_path", ""))).name.lower()
-    return 8 if "turbo" in name else None
-
-
 def text_like(pipe: Any) -> Embeds:
     length, width = call_default(pipe, "max_sequence_length"), pipe.text_encoder.config.hidden_size
     return {
@@ -82,6 +76,18 @@ def text_like(pipe: Any) -> Embeds:
     }
 
 
+BLOCK_LAYERS = {
+    "attention.qkv": "attention.to_q to_k to_v",
+    "attention.out": "attention.to_out.0",
+} | {
+    layer: layer
+    for layer in ("feed_forward.w1", "feed_forward.w2", "feed_forward.w3", "adaLN_modulation.0")
+}
+LAYERS = {
+    f"{blocks}.0.{original}": f"{blocks}.0.{written}"
+    for blocks in ("layers", "noise_refiner", "context_refiner")
+    for original, written in BLOCK_LAYERS.items()
+} | {layer: layer for layer in ("cap_embedder.1", "t_embedder.mlp.0", "t_embedder.mlp.2")}
 FAMILY = Family(
     name="Z-Image",
     encode=encode,
@@ -92,7 +98,9 @@ FAMILY = Family(
     default_size=lambda pipe: (1024, 1024),
     latent_patch=2,
     noise_dtype=lambda pipe: at_least_float32(pipe.transformer.dtype),
-    few_steps=few_steps,
+    few_steps=few_steps_by_name("turbo", 8),  # its configs are those of the base model
     masked_attention=True,
+    transformer="ZImageTransformer2DModel",
+    original_layers=LAYERS,
     text_like=text_like,
 )
