@@ -21,6 +21,7 @@ from align.diffusion.denoisers import (
 from align.diffusion.families.family import cat_rows
 from align.diffusion.sample import decode, generate, make_noise, sample
 from align.models.attention import set_attention
+from align.models.hub import pipeline_class
 from align.models.load import load_pipeline
 from align.models.lora import add_lora, load_lora, save_lora
 
@@ -420,6 +421,11 @@ def test_masked_attention_stays_with_sdpa(name):
     denoiser = denoiser_module(tiny_pipeline(name))
     with pytest.raises(ValueError, match=r"would misread the masks .*; use auto, sdpa or math"):
         set_attention(denoiser, "xformers", cpu, torch.float32, masked=family.masked_attention)
+
+
+def test_a_pipeline_for_something_else_is_told_the_nearest():
+    with pytest.raises(ValueError, match=r"m is a QwenImageEditPipeline; .* nearest QwenImagePip"):
+        pipeline_class("m", {"_class_name": "QwenImageEditPipeline"})
 
 
 def test_rows_of_different_lengths_are_padded():

@@ -24,7 +24,7 @@ def has(package):
 
 
 @pytest.mark.skipif(not has("xformers"), reason="needs xformers")
-@pytest.mark.parametrize("name", ["sd", "sdxl", "sd3", "flux-dev", "pixart-sigma"])
+@pytest.mark.parametrize("name", ["sd", "sdxl", "sd3", "flux-dev", "pixart-sigma", "klein"])
 def test_xformers_gives_the_pictures_and_gradients_of_sdpa(name, tmp_path):
     build(name).save_pretrained(tmp_path)
     results = []

@@ -7,6 +7,7 @@ from train_helpers import brightness, run, small_config, small_session, train
 
 from align.alignprop import memory
 from align.alignprop.footprint import LiveBytes
+from align.alignprop.frozen import needs_tiles, prepare_pipeline
 from align.alignprop.memory import Needs, plan
 from align.alignprop.update import batch_loss
 from align.cli import main
@@ -146,6 +147,15 @@ def test_cached_tiled_and_recomputed_training_is_the_same(tmp_path):
         torch.testing.assert_close(small, plain, atol=1e-10, rtol=1e-8)
     with pytest.raises(ValueError, match=r"'new' was not encoded before the text encoders went"):
         session.sampler.embed(["new"])
+
+
+def test_an_autoencoder_of_videos_is_made_ready_for_a_card(tmp_path):
+    """Its kernels have no channels-last format, and its tiles cost more than they save."""
+    pipe, config = build("qwen-image"), small_config(tmp_path, vae_tiling=True)
+    prepare_pipeline(config, pipe, torch.device("cuda"))
+    assert pipe.vae.use_slicing
+    assert not pipe.vae.use_tiling
+    assert not needs_tiles(pipe.vae, 1024, 1024)
 
 
 def test_a_run_with_cached_embeddings(tmp_path):

@@ -7,6 +7,7 @@ from originals import save_sdxl, save_transformer
 from tiny import build, sdxl
 
 from align.diffusion.sample import generate
+from align.models.empty import empty_pipeline
 from align.models.load import load_pipeline
 
 PROMPTS = ["a red circle", "two green stars"]
@@ -79,6 +80,14 @@ def test_without_a_config_and_the_hub_it_says_what_to_name(tmp_path, monkeypatch
     save_transformer(build("sd3"), tmp_path / "sd3.safetensors", vae=True)
     with pytest.raises(FileNotFoundError, match=r"has no configs .* name a diffusers folder"):
         load_pipeline(tmp_path / "sd3.safetensors", device="cpu")
+
+
+@pytest.mark.parametrize(("name", "kind"), [("klein", "FLUX.2"), ("qwen-image", "Qwen-Image")])
+def test_files_that_could_be_several_models_need_a_config(name, kind, tmp_path):
+    save_transformer(build(name), tmp_path / "a.safetensors")
+    for load in (load_pipeline, lambda file: empty_pipeline(str(file), torch.float32)):
+        with pytest.raises(ValueError, match=rf"a transformer of {kind}, .* as .*a.safetensors@"):
+            load(tmp_path / "a.safetensors")
 
 
 def test_pixart_files_are_refused(tmp_path):
