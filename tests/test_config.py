@@ -47,9 +47,6 @@ NARROW = {
 
 def values_of(name, hint, allowed):
     """A strategy of valid values of a field."""
-    if choices(hint) and name != "preset":
-        # sft needs pairs, which are left at None
-        return st.sampled_from([value for value in choices(hint) if value != "sft"])
     if name in NARROW:
         return NARROW[name]
     if allowed:
