@@ -247,7 +247,7 @@ def written_options(module):
     for kind in ast.parse(inspect.getsource(module)).body:
         body = kind.body if isinstance(kind, ast.ClassDef) else []
         for field, after in itertools.pairwise(body):
-            if isinstance(field, ast.AnnAssign) and isinstance(after, ast.Expr):
+            if isinstance(field, ast.AnnAssign) and field.value and isinstance(after, ast.Expr):
                 yield kind.name, tuple(map(ast.unparse, (field.target, field.value, after)))
 
 

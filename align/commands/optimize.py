@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from align.config.checks import from_dict
 from align.config.optimize import SEARCHES, OptimizeConfig, OptimizeRunConfig
 from align.diffusion.prompt_limits import warn_about_prompts
 from align.diffusion.sample import generate
@@ -22,7 +21,7 @@ from align.noise_opt.weights import weigh
 from align.rewards import load_reward
 from align.rewards.catalogue import SCENES_REWARD
 from align.runs.files import claimed, write_json
-from align.runs.folder import check_folder, log_metrics, open_run, save_image
+from align.runs.folder import check_folder, load_config, log_metrics, open_run, save_image
 
 REPEAT = 1_000_000  # seeds between two occurrences of the same prompt
 WAIT = 0.5  # seconds between looks at prompts that other processes work on
@@ -124,9 +123,8 @@ def read_jobs(config: OptimizeRunConfig) -> list[_Job]:
 
 def _open(config: OptimizeRunConfig, scheduler: str) -> Path:
     """The run's folder; one that is resumed has to have the same settings."""
-    if config.resume is not None and (path := Path(config.resume) / "run.json").is_file():
-        saved = json.loads(path.read_text(encoding="utf-8"))["config"]
-        former = from_dict(OptimizeRunConfig, {k: v for k, v in saved.items() if k not in _FREE})
+    if config.resume is not None and (Path(config.resume) / "run.json").is_file():
+        former = load_config(config.resume, OptimizeRunConfig, "optimize")
         for name in (field.name for field in dataclasses.fields(former)):
             old, new = getattr(former, name), getattr(config, name)
             if name not in _FREE and old != new:

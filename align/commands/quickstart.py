@@ -12,10 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float
-from PIL import Image
 
 from align.config.commands import GenerateConfig, QuickstartConfig
 from align.config.evaluate import CompareConfig
@@ -27,6 +25,7 @@ from align.runs import page as html
 from align.runs.files import write_atomic
 from align.runs.folder import check_folder, open_run
 from align.runs.page import Shot, command_line, objects_text
+from align.runs.pictures import read_image
 
 log = logging.getLogger(__name__)
 
@@ -197,8 +196,7 @@ def pictures(
 
     label, budget = plan.methods[method].label, str(plan.budgets[0])
     files = [plan.folder / results_of(record, label, budget)[0]["image"] for record in records]
-    arrays = [np.array(Image.open(file).convert("RGB")) for file in files]
-    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float() / 255
+    return torch.stack([read_image(file) for file in files])
 
 
 def style(plan: Any, records: list[dict[str, Any]]) -> Style:

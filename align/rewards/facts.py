@@ -47,9 +47,10 @@ def explain(
     """
     able = {name: f for name, f in reward.functions.items() if hasattr(f, "explain")}
     if not able:
-        explaining = ", ".join(name for name, known in REWARDS.items() if known.explains)
+        others = [name for name, known in REWARDS.items() if known.explains]
+        others = ", ".join(sorted(others, key=lambda name: not name.startswith("scenes-")))
         raise ValueError(
-            f"{', '.join(reward.functions)} cannot say why a score is low; {explaining} can"
+            f"{', '.join(reward.functions)} cannot say why a score is low; {others} can"
         )
     if reward.device is not None:
         images = images.to(reward.device)
