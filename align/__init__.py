@@ -42,7 +42,7 @@ _HOMES = {
     "load_pipeline": "align.models.load",
     "load_reward": "align.rewards",
     "optimize": "align.noise_opt.search",
-    "train": "align.train",
+    "train": "align.alignprop.train",
 }
 
 try:
