@@ -124,7 +124,7 @@ def test_two_images_of_a_prompt_count_once(tmp_path):
     session = SimpleNamespace(
         config=config,
         done=0,
-        draw=lambda prompts, seeds: torch.zeros(8, 3, 16, 16),
+        sampler=SimpleNamespace(draw=lambda prompts, seeds: torch.zeros(8, 3, 16, 16)),
         reward=judge.judge,
     )
     assert judge.measure(session)["judge"] == [0.5, 2.5, 4.5, 6.5]
