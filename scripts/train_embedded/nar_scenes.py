@@ -87,11 +87,16 @@ def make_text_encoder(words: int) -> CLIPTextModel:
 
 
 def load_weights(model: TextToTokens, folder: Path) -> None:
-    """Take over a pipeline's transformer and text encoder; the optimizer begins anew."""
+    """Take over a pipeline's transformer and text encoder; the optimizer begins anew.
+
+    Of a model of other tokens only what fits: not the tables of tokens.
+    """
     parts = {"transformer": NARTransformer2DModel, "text_encoder": CLIPTextModel}
     for name, kind in parts.items():
-        trained = kind.from_pretrained(folder / name, dtype=torch.float32)
-        getattr(model, name).load_state_dict(trained.state_dict())
+        trained = kind.from_pretrained(folder / name, dtype=torch.float32).state_dict()
+        own = getattr(model, name).state_dict()
+        fits = {key: value for key, value in trained.items() if value.shape == own[key].shape}
+        getattr(model, name).load_state_dict(own | fits)
 
 
 class MuonAdamW:
@@ -130,7 +135,7 @@ class MuonAdamW:
         self.param_groups = [group for part in self.parts for group in part.param_groups]
 
 
-def draw(stream: str, step: int, count: int) -> tuple[list[str], Tensor]:
+def draw(stream: str, step: int, count: int, lattice: int = 0) -> tuple[list[str], Tensor]:
     """Prompts and true pictures [count, 3, 64, 64] in [0, 1], of seen combinations."""
     rng = random.Random(f"nar-{stream}-{step}")
     prompts, images = [], []
@@ -138,7 +143,7 @@ def draw(stream: str, step: int, count: int) -> tuple[list[str], Tensor]:
         category = CATEGORIES[(step * count + number) % len(CATEGORIES)]
         scene = random_stated_scene(category, rng)
         prompts.append(describe(scene, rng))
-        images.append(torch.from_numpy(render(layout(scene, rng))))
+        images.append(torch.from_numpy(render(layout(scene, rng, lattice=lattice))))
     return prompts, torch.stack(images).permute(0, 3, 1, 2).float() / 255
 
 
@@ -152,6 +157,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--fusion", default="mean", help="mean, scalar or gate")
     parser.add_argument("--decoding", default="wavefront", help="wavefront, raster or parallel")
+    parser.add_argument("--lattice", type=int, default=4, help="of places in pictures, in pixels")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, default=ROOT / "work/nar-scenes")
@@ -184,7 +190,7 @@ def main() -> None:
     )  # fmt: skip
 
     def loss_fn(step: int) -> tuple[Tensor, dict[str, float]]:
-        prompts, images = draw(stream, step, args.batch_size)
+        prompts, images = draw(stream, step, args.batch_size, args.lattice)
         ids = image_tokenizer.encode(images.to(args.device))
         text_ids = words(
             prompts, padding="max_length", max_length=TEXT_TOKENS, truncation=True,
