@@ -46,9 +46,9 @@ def _complete(
     if low > high:
         raise ValueError(f"a {thing.size} object cannot be {texture}: textures need r >= 12 px")
     r = rng.uniform(low, high - tight * (high - low))
-    if lattice:  # radii are differences of edges, so they take half the step
-        half = lattice / 2
-        r = min(max(round(r / half), math.ceil(low / half)), math.floor(high / half)) * half
+    if lattice:
+        near = round(2 * r / lattice) * lattice / 2
+        r = near if low <= near <= high else r
     return replace(thing, texture=texture, r=r)
 
 
