@@ -1,6 +1,6 @@
-"""Train `embedded/nar-scenes`: a prompt to 16x16 tokens of a 64x64 picture, wavefront by wavefront.
+"""Train `embedded/nar-scenes`: a prompt to 8x8 tokens of a 64x64 picture, wavefront by wavefront.
 
-    python scripts/train_embedded/nar_tokenizer.py --minutes 15
+    python scripts/train_embedded/nar_tokenizer.py
     python scripts/train_embedded/nar_scenes.py --minutes 90                       # one process
     python scripts/train_embedded/nar_scenes.py --seed 1 --start align/embedded/nar-scenes  # go on
     torchrun --nproc-per-node 2 scripts/train_embedded/nar_scenes.py --minutes 90  # two cores
@@ -107,7 +107,8 @@ class MuonAdamW:
         for name, parameter in model.transformer.named_parameters():
             inside = name.startswith("blocks.") and parameter.ndim == 2
             (matrices if inside else others).append(parameter)
-        text = {"params": list(model.text_encoder.parameters()), "lr": text_learning_rate}
+        words = [p for p in model.text_encoder.parameters() if p.requires_grad]
+        text = {"params": words, "lr": text_learning_rate}
         self.parts = [
             Muon(matrices, lr=learning_rate, weight_decay=0.01),
             torch.optim.AdamW(
@@ -152,7 +153,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=90)
     parser.add_argument("--batch-size", type=int, default=32, help="per process")
     parser.add_argument("--learning-rate", type=float, default=2e-3)
-    parser.add_argument("--text-learning-rate", type=float, default=2e-4)
+    parser.add_argument("--text-learning-rate", type=float, default=2e-4, help="0: frozen")
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--fusion", default="mean", help="mean, scalar or gate")
@@ -183,6 +184,7 @@ def main() -> None:
     model = TextToTokens(image_tokenizer, len(words), args).to(args.device)
     if args.start:
         load_weights(model, args.start)
+    model.text_encoder.requires_grad_(args.text_learning_rate > 0)
     stream = f"{args.seed}-{rank()}"
     config = LoopConfig(
         args.work, minutes=args.minutes, learning_rate=args.learning_rate, threads=args.threads,

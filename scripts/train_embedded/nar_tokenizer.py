@@ -55,7 +55,7 @@ def used_codes(tokenizer: ImageTokenizer, seed: int) -> tuple[int, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, default=15)
+    parser.add_argument("--minutes", type=float, default=26)
     parser.add_argument("--decoder-only", action="store_true")
     parser.add_argument("--batch-size", type=int, default=8, help="per process")
     parser.add_argument("--threads", type=int, default=1)
