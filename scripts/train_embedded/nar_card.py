@@ -39,8 +39,9 @@ are right stands in docs/benchmarks.md (`scripts/bench/nar_scenes.py`).
 """
 
 
-LATTICE = """In the pictures it learned from, centres are multiples of {0} pixels and radii of {1:g} (a few crowded
-scenes excepted), so its own are less varied than those of the other models of this package. The tokenizer knows objects at any place."""
+LATTICE = """In the pictures it learned from, centres are multiples of {0} pixels and radii of {1:g}
+(a few crowded scenes excepted), so its own are less varied than those of the other models of this
+package. The tokenizer knows objects at any place."""
 
 
 def count(module) -> int:
