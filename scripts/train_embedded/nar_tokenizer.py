@@ -76,7 +76,11 @@ def main() -> None:
     tokenizer.to(args.device, memory_format=torch.channels_last)
     stream = args.seed + 1000 * rank()
     config = LoopConfig(
-        args.work, minutes=args.minutes, learning_rate=2e-3, threads=args.threads, seed=args.seed
+        args.work,
+        minutes=args.minutes,
+        learning_rate=5e-4 if args.decoder_only else 2e-3,
+        threads=args.threads,
+        seed=args.seed,
     )
 
     def loss_fn(step: int):
