@@ -24,7 +24,7 @@ from align.scenes import (
     render,
     sample,
 )
-from align.scenes.dataset import random_scene, random_stated_scene, sample_scene
+from align.scenes.dataset import random_scene, sample_scene
 from align.scenes.grammar import (
     COLORS,
     CONNECTORS,
@@ -226,32 +226,6 @@ def test_placed_scenes_keep_the_rules(name, seed, heldout):
         check_relation(
             relation.kind, *(scene.objects[i] for i in (relation.first, relation.second))
         )
-
-
-@pytest.mark.parametrize("name", CATEGORIES)
-def test_scenes_on_a_lattice_keep_the_rules(name):
-    rng = random.Random(name)
-    free = 0
-    for _ in range(20):
-        scene = layout(random_stated_scene(name, rng), rng, lattice=4)
-        free += any((o.x % 4, o.y % 4, o.r % 2) != (0, 0, 0) for o in scene.objects)
-        for o in scene.objects:
-            low, high = allowed_radii(o, len(scene.objects))
-            assert low <= o.r <= high
-            assert o.r + 1 <= min(o.x, o.y) <= max(o.x, o.y) <= 63 - o.r
-        for a, b in itertools.combinations(scene.objects, 2):
-            apart = math.hypot(a.x - b.x, a.y - b.y) >= a.r + b.r + 2
-            assert apart == (name != "3d_spatial")
-        for relation in scene.relations:
-            check_relation(
-                relation.kind, *(scene.objects[i] for i in (relation.first, relation.second))
-            )
-    assert free <= (2 if name == "complex" else 0)  # a crowded one may not fit
-
-
-def test_scenes_that_fit_no_lattice_are_placed_freely():
-    scene = layout(Scene((SceneObject("red", "circle"),)), random.Random(0), lattice=64)
-    assert 1 + scene.objects[0].r <= scene.objects[0].x <= 63 - scene.objects[0].r
 
 
 def check_relation(kind: str, a: SceneObject, b: SceneObject) -> None:

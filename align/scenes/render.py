@@ -34,9 +34,7 @@ def radius_range(size: str | None, texture: str, count: int) -> tuple[float, flo
     return (max(low, TEXTURED_RADIUS), high) if texture != "solid" else (low, high)
 
 
-def _complete(
-    thing: SceneObject, count: int, rng: random.Random, tight: float, lattice: int
-) -> SceneObject:
+def _complete(thing: SceneObject, count: int, rng: random.Random, tight: float) -> SceneObject:
     """Choose the texture and radius that `thing` leaves unsaid; `tight` in [0, 1] prefers small."""
     texture = thing.texture
     if texture is None:
@@ -45,11 +43,7 @@ def _complete(
     low, high = radius_range(thing.size, texture, count)
     if low > high:
         raise ValueError(f"a {thing.size} object cannot be {texture}: textures need r >= 12 px")
-    r = rng.uniform(low, high - tight * (high - low))
-    if lattice:
-        near = round(2 * r / lattice) * lattice / 2
-        r = near if low <= near <= high else r
-    return replace(thing, texture=texture, r=r)
+    return replace(thing, texture=texture, r=rng.uniform(low, high - tight * (high - low)))
 
 
 def relation_holds_2d(kind: str, a: SceneObject, b: SceneObject, margin: float = 6.0) -> bool:
@@ -92,11 +86,9 @@ def _related_position(
     return other.x + distance * math.cos(angle), other.y + distance * math.sin(angle)
 
 
-def _place(
-    scene: Scene, rng: random.Random, tight: float, lattice: int
-) -> list[SceneObject] | None:
+def _place(scene: Scene, rng: random.Random, tight: float) -> list[SceneObject] | None:
     """One attempt at placing all objects; None if some rule fails."""
-    things = [_complete(o, len(scene.objects), rng, tight, lattice) for o in scene.objects]
+    things = [_complete(o, len(scene.objects), rng, tight) for o in scene.objects]
     overlaps = _overlap_pairs(scene)
     placed: list[SceneObject] = []
     for index, thing in enumerate(things):
@@ -106,10 +98,8 @@ def _place(
             x, y = rng.uniform(low, high), rng.uniform(low, high)
             if relation is not None:  # sample where the relation holds instead of hoping for it
                 x, y = _related_position(placed[relation.first], relation.kind, thing, rng, tight)
-            if lattice:
-                x, y = round(x / lattice) * lattice, round(y / lattice) * lattice
-            if not (low <= x <= high and low <= y <= high):
-                continue
+                if not (low <= x <= high and low <= y <= high):
+                    continue
             candidate = replace(thing, x=x, y=y)
             if all(
                 math.hypot(x - o.x, y - o.y) >= thing.r + o.r + GAP
@@ -137,11 +127,8 @@ def _place(
     return [replace(o, depth=order.index(i)) for i, o in enumerate(placed)]
 
 
-def layout(scene: Scene, rng: random.Random, attempts: int = 1000, lattice: int = 0) -> Scene:
+def layout(scene: Scene, rng: random.Random, attempts: int = 1000) -> Scene:
     """Choose everything that `scene` leaves unsaid: texture, radius, position, background.
-
-    With `lattice` n > 0 centres are multiples of n pixels and radii of n / 2: fewer pictures, for
-    a model that has little time to learn them. Scenes that do not fit it are placed freely.
 
     Raises:
         ValueError: the scene cannot be placed (for example a small textured object).
@@ -150,11 +137,9 @@ def layout(scene: Scene, rng: random.Random, attempts: int = 1000, lattice: int 
     if background is None:
         background = rng.randint(*BACKGROUND)
     for attempt in range(attempts):
-        placed = _place(scene, rng, tight=min(1.0, 2 * attempt / attempts), lattice=lattice)
+        placed = _place(scene, rng, tight=min(1.0, 2 * attempt / attempts))
         if placed is not None:
             return replace(scene, objects=tuple(placed), background=background)
-    if lattice:  # a few crowded scenes fit no lattice
-        return layout(scene, rng, attempts)
     raise ValueError(f"no room for {len(scene.objects)} objects as stated in {scene!r}")
 
 

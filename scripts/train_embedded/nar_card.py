@@ -28,20 +28,13 @@ Trained for {step} steps of {batch} fresh renders, seed {seed}, seen combination
 the weights are an exponential moving average in float16:
 
     python scripts/train_embedded/nar_tokenizer.py
-    python scripts/train_embedded/nar_scenes.py --minutes {minutes:g} --seed {seed}{start}
-
-{places}
+    python scripts/train_embedded/nar_scenes.py
 
 Use: `align.nar.NARPipeline.from_pretrained("embedded/nar-scenes")("a red circle")`. Prompts
 outside the scenes grammar are outside what it was trained on. It was trained on synthetic
 pictures drawn by this package's renderer, so it holds no third-party data. How often its pictures
 are right stands in docs/benchmarks.md (`scripts/bench/nar_scenes.py`).
 """
-
-
-LATTICE = """In the pictures it learned from, centres are multiples of {0} pixels and radii of {1:g}
-(a few crowded scenes excepted), so its own are less varied than those of the other models of this
-package. The tokenizer knows objects at any place."""
 
 
 def count(module) -> int:
@@ -66,9 +59,6 @@ def write_card(out: Path, pipe: NARPipeline, args: argparse.Namespace, step: int
         step=step,
         precision="bfloat16 autocast" if fast_bfloat16(args.device) else "float32",
         batch=args.batch_size,
-        minutes=args.minutes,
-        start=f" --start {args.start}" if args.start else "",
-        places=LATTICE.format(args.lattice, args.lattice / 2) if args.lattice else "",
         seed=args.seed,
     )
     write_atomic(out / "README.md", text)

@@ -1,6 +1,6 @@
-"""Train `embedded/nar-scenes`: a prompt to 8x8 tokens of a 64x64 picture, wavefront by wavefront.
+"""Train `embedded/nar-scenes`: a prompt to 16x16 tokens of a 64x64 picture, wavefront by wavefront.
 
-    python scripts/train_embedded/nar_tokenizer.py
+    python scripts/train_embedded/nar_tokenizer.py --minutes 15
     python scripts/train_embedded/nar_scenes.py --minutes 90                       # one process
     python scripts/train_embedded/nar_scenes.py --seed 1 --start align/embedded/nar-scenes  # go on
     torchrun --nproc-per-node 2 scripts/train_embedded/nar_scenes.py --minutes 90  # two cores
@@ -87,16 +87,11 @@ def make_text_encoder(words: int) -> CLIPTextModel:
 
 
 def load_weights(model: TextToTokens, folder: Path) -> None:
-    """Take over a pipeline's transformer and text encoder; the optimizer begins anew.
-
-    Of a model of other tokens only what fits: not the tables of tokens.
-    """
+    """Take over a pipeline's transformer and text encoder; the optimizer begins anew."""
     parts = {"transformer": NARTransformer2DModel, "text_encoder": CLIPTextModel}
     for name, kind in parts.items():
-        trained = kind.from_pretrained(folder / name, dtype=torch.float32).state_dict()
-        own = getattr(model, name).state_dict()
-        fits = {key: value for key, value in trained.items() if value.shape == own[key].shape}
-        getattr(model, name).load_state_dict(own | fits)
+        trained = kind.from_pretrained(folder / name, dtype=torch.float32)
+        getattr(model, name).load_state_dict(trained.state_dict())
 
 
 class MuonAdamW:
@@ -107,8 +102,7 @@ class MuonAdamW:
         for name, parameter in model.transformer.named_parameters():
             inside = name.startswith("blocks.") and parameter.ndim == 2
             (matrices if inside else others).append(parameter)
-        words = [p for p in model.text_encoder.parameters() if p.requires_grad]
-        text = {"params": words, "lr": text_learning_rate}
+        text = {"params": list(model.text_encoder.parameters()), "lr": text_learning_rate}
         self.parts = [
             Muon(matrices, lr=learning_rate, weight_decay=0.01),
             torch.optim.AdamW(
@@ -136,7 +130,7 @@ class MuonAdamW:
         self.param_groups = [group for part in self.parts for group in part.param_groups]
 
 
-def draw(stream: str, step: int, count: int, lattice: int = 0) -> tuple[list[str], Tensor]:
+def draw(stream: str, step: int, count: int) -> tuple[list[str], Tensor]:
     """Prompts and true pictures [count, 3, 64, 64] in [0, 1], of seen combinations."""
     rng = random.Random(f"nar-{stream}-{step}")
     prompts, images = [], []
@@ -144,7 +138,7 @@ def draw(stream: str, step: int, count: int, lattice: int = 0) -> tuple[list[str
         category = CATEGORIES[(step * count + number) % len(CATEGORIES)]
         scene = random_stated_scene(category, rng)
         prompts.append(describe(scene, rng))
-        images.append(torch.from_numpy(render(layout(scene, rng, lattice=lattice))))
+        images.append(torch.from_numpy(render(layout(scene, rng))))
     return prompts, torch.stack(images).permute(0, 3, 1, 2).float() / 255
 
 
@@ -153,12 +147,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=90)
     parser.add_argument("--batch-size", type=int, default=32, help="per process")
     parser.add_argument("--learning-rate", type=float, default=2e-3)
-    parser.add_argument("--text-learning-rate", type=float, default=2e-4, help="0: frozen")
+    parser.add_argument("--text-learning-rate", type=float, default=2e-4)
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--fusion", default="mean", help="mean, scalar or gate")
     parser.add_argument("--decoding", default="wavefront", help="wavefront, raster or parallel")
-    parser.add_argument("--lattice", type=int, default=4, help="of places in pictures, in pixels")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, default=ROOT / "work/nar-scenes")
@@ -184,7 +177,6 @@ def main() -> None:
     model = TextToTokens(image_tokenizer, len(words), args).to(args.device)
     if args.start:
         load_weights(model, args.start)
-    model.text_encoder.requires_grad_(args.text_learning_rate > 0)
     stream = f"{args.seed}-{rank()}"
     config = LoopConfig(
         args.work, minutes=args.minutes, learning_rate=args.learning_rate, threads=args.threads,
@@ -192,7 +184,7 @@ def main() -> None:
     )  # fmt: skip
 
     def loss_fn(step: int) -> tuple[Tensor, dict[str, float]]:
-        prompts, images = draw(stream, step, args.batch_size, args.lattice)
+        prompts, images = draw(stream, step, args.batch_size)
         ids = image_tokenizer.encode(images.to(args.device))
         text_ids = words(
             prompts, padding="max_length", max_length=TEXT_TOKENS, truncation=True,

@@ -1,16 +1,13 @@
-"""Train the image tokenizer of `embedded/nar-scenes`: 64x64 pictures to 8x8 tokens.
+"""Train the image tokenizer of `embedded/nar-scenes`: 64x64 pictures to 16x16 tokens.
 
-    python scripts/train_embedded/nar_tokenizer.py --minutes 26                       # one process
-    torchrun --nproc-per-node 2 scripts/train_embedded/nar_tokenizer.py --minutes 26  # two cores
-    python scripts/train_embedded/nar_tokenizer.py --minutes 10 --decoder-only --seed 1
+    python scripts/train_embedded/nar_tokenizer.py --minutes 15                       # one process
+    torchrun --nproc-per-node 2 scripts/train_embedded/nar_tokenizer.py --minutes 15  # two cores
 
-The last sharpens the shipped decoder and leaves the codes, which the token model has learned, as
-they are. L1 + L2 reconstruction through FSQ on fresh renders of seen combinations.
+L1 + L2 reconstruction through FSQ on fresh renders of seen combinations.
 """
 
 import argparse
 import os
-import random
 from pathlib import Path
 
 import torch
@@ -22,26 +19,11 @@ from align.nar.tokenizer import ImageTokenizer
 from align.precision import autocast
 
 ROOT = Path(__file__).parents[2]
-LATTICE = 4  # of the pictures that the token model learns: half of those here
 OUT = ROOT / "align/embedded/nar-scenes/image_tokenizer"
 
 
 def make_tokenizer() -> ImageTokenizer:
-    return ImageTokenizer(image_size=(64, 64), widths=(24, 48, 96, 160), levels=(5, 5, 5, 5, 5))
-
-
-def crops(images: torch.Tensor, step: int, stream: int) -> torch.Tensor:
-    """Two random 32x32 crops of every picture, along token borders; whole ones every fourth step.
-
-    Most of a picture is background, which is learned at once: crops about the middle are four
-    times cheaper and hold most of the edges. The whole pictures show the decoder their borders.
-    """
-    if step % 4 == 3:
-        return images[: len(images) // 2]
-    rng = random.Random(f"nar-crops-{stream}-{step}")
-    corners = [(rng.randrange(0, 33, 8), rng.randrange(0, 33, 8)) for _ in range(2 * len(images))]
-    parts = [images[i // 2, :, y : y + 32, x : x + 32] for i, (y, x) in enumerate(corners)]
-    return torch.stack(parts)
+    return ImageTokenizer(image_size=(64, 64), widths=(24, 64, 96), levels=(8, 5, 5, 5))
 
 
 @torch.no_grad()
@@ -55,9 +37,8 @@ def used_codes(tokenizer: ImageTokenizer, seed: int) -> tuple[int, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, default=26)
-    parser.add_argument("--decoder-only", action="store_true")
-    parser.add_argument("--batch-size", type=int, default=8, help="per process")
+    parser.add_argument("--minutes", type=float, default=15)
+    parser.add_argument("--batch-size", type=int, default=32, help="per process")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, default=ROOT / "work/nar-tokenizer")
@@ -68,26 +49,14 @@ def main() -> None:
     if "WORLD_SIZE" in os.environ:
         dist.init_process_group("nccl" if args.device == "cuda" else "gloo")
     torch.manual_seed(args.seed)
-    tokenizer = make_tokenizer()
-    if args.decoder_only:
-        tokenizer = ImageTokenizer.from_pretrained(args.out, dtype=torch.float32)
-        tokenizer.register_to_config(_name_or_path="")  # else this machine's folder is shipped
-        tokenizer.encoder.requires_grad_(False)
-    tokenizer.to(args.device, memory_format=torch.channels_last)
+    tokenizer = make_tokenizer().to(args.device, memory_format=torch.channels_last)
     stream = args.seed + 1000 * rank()
     config = LoopConfig(
-        args.work,
-        minutes=args.minutes,
-        learning_rate=5e-4 if args.decoder_only else 2e-3,
-        threads=args.threads,
-        seed=args.seed,
+        args.work, minutes=args.minutes, learning_rate=2e-3, threads=args.threads, seed=args.seed
     )
 
     def loss_fn(step: int):
-        half = args.batch_size // 2
-        images = torch.cat([pictures(stream, step, half), pictures(stream, step, half, LATTICE)])
-        images = (images + 1) / 2
-        images = crops(images, step, stream).to(args.device)
+        images = ((pictures(stream, step, args.batch_size) + 1) / 2).to(args.device)
         with autocast(args.device):
             rebuilt, extra = tokenizer(images)
         error = rebuilt.float() - images

@@ -47,14 +47,13 @@ def shipped_vae() -> AutoencoderKL:
     return vae
 
 
-def pictures(seed: int, step: int, count: int, lattice: int = 0) -> torch.Tensor:
-    """Random true pictures, float (count, 3, 64, 64) in [-1, 1]; `lattice` as in `layout`."""
+def pictures(seed: int, step: int, count: int) -> torch.Tensor:
+    """Random true pictures, float (count, 3, 64, 64) in [-1, 1]."""
     rng = random.Random(f"vae-{seed}-{step}")
     # textures, overlaps and crowds are the hard part: draw their categories twice as often
     categories = (*CATEGORIES, "texture", "3d_spatial", "3d_spatial", "complex", "size")
     images = [
-        render(layout(random_stated_scene(rng.choice(categories), rng), rng, lattice=lattice))
-        for _ in range(count)
+        render(layout(random_stated_scene(rng.choice(categories), rng), rng)) for _ in range(count)
     ]
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
