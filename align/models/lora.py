@@ -18,7 +18,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
-from align.diffusion.denoisers import denoiser_module, family_of
+from align.diffusion.denoisers import FAMILIES, denoiser_module, family_of
 from align.models.lora_files import Factors, mix_factors, write_diffusers, write_kohya
 from align.models.lora_names import to_original
 from align.models.lora_sources import (
@@ -56,11 +56,10 @@ def add_lora(
     if rank < 1:
         raise ValueError(f"the LoRA's rank is {rank}; it must be at least 1")
     check_adapters(pipe)
-    family = family_of(pipe)
-    unused = tuple(f"{name}." for name in family.unused_layers(pipe))  # would get no gradient
+    unused = tuple(f"{name}." for name in _unused_layers(pipe))  # would get no gradient
     layers = [
         name
-        for name in _matching_layers(denoiser, targets or family.lora_targets)
+        for name in _matching_layers(denoiser, targets or family_of(pipe).lora_targets)
         if not f"{name}.".startswith(unused)
     ]
     if not layers:
@@ -87,6 +86,12 @@ def add_lora(
     for parameter in parameters:
         parameter.requires_grad_(True)
     return parameters
+
+
+def _unused_layers(pipe: Any) -> tuple[str, ...]:
+    """`Family.unused_layers`; none of a pipeline of no family, such as NAR's."""
+    kinds = [FAMILIES[kind.__name__] for kind in type(pipe).__mro__ if kind.__name__ in FAMILIES]
+    return kinds[0].unused_layers(pipe) if kinds else ()
 
 
 def remove_lora(pipe: Any) -> None:
