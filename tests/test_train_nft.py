@@ -9,7 +9,9 @@ from tiny import build
 from train_helpers import run, small_config, small_session, weights
 
 from align.alignprop.nft import first_spread, forward_loss
+from align.alignprop.train import train
 from align.diffusion.sample import generate
+from align.models.load import load_pipeline
 from align.models.lora import trained_parameters
 from align.training.seeding import image_seed
 
@@ -26,17 +28,11 @@ def dark(images, prompts):
     return -light(images, prompts)
 
 
-def chance(images, prompts):
-    """Nothing about the image, though it differs from image to image."""
-    with torch.no_grad():
-        return (1e4 * images.double().flatten(1).square().sum(1)).sin()
-
-
 def flat(images, prompts):
     return torch.zeros(len(images))
 
 
-for reward in (light, dark, chance, flat):
+for reward in (light, dark, flat):
     reward.differentiable = False
 
 
@@ -185,39 +181,23 @@ def test_the_first_advantages_are_known_before_the_first_update(tmp_path):
     assert spreads[0] > 0
 
 
-OTHERS = ["sd-v", "sd3", "flux-dev", "sana", "z-image", "klein"]
+def brightness_of(lora=()):
+    """By a model that denoises, from noises that no update saw."""
+    pipe = load_pipeline("embedded/scenes", lora=lora)
+    size = {"num_inference_steps": 3, "guidance_scale": 2.0, "height": 32, "width": 32}
+    with torch.no_grad():
+        return light(generate(pipe, ["a red circle", "two blue squares"] * 12, seed=1, **size), [])
 
 
-@pytest.mark.parametrize(
-    "name", ["sd", *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)]
-)
-def test_a_reward_rises_on_noises_that_no_update_saw(tmp_path, name):
-    """Brightness up, its negative down; a score that says nothing of the image moves it less."""
-    side = 32 if name == "sana" else 16
-    size = {"height": side, "width": side}
-    text = {"max_sequence_length": 16} if name in ("sd3", "flux-dev", "sana") else {}
-
-    def brightness_of(pipe):
-        with torch.no_grad():
-            prompts = ["a", "bc", "d e", "f", "gh"] * 4
-            images = generate(
-                pipe,
-                prompts,
-                seed=10_000,
-                num_inference_steps=3,
-                guidance_scale=2.0,
-                **size,
-                **text,
-            )
-        return float(light(images, prompts).mean())
-
-    base, moved = brightness_of(build(name)), {}
-    settings = NFT | size | {"steps": 30, "learning_rate": 0.01, "lora_rank": 4}
-    for reward in (light, dark, chance):
-        _, pipe = run(tmp_path / reward.__name__, reward=reward, pipe=build(name), **settings)
-        moved[reward.__name__] = brightness_of(pipe) - base
-    assert moved["light"] > 2 * abs(moved["chance"])
-    assert moved["dark"] < -2 * abs(moved["chance"])
+@pytest.mark.parametrize(("reward", "sign"), [(light, 1), (dark, -1)], ids=["light", "dark"])
+def test_a_reward_without_gradient_rises(tmp_path, reward, sign):
+    torch.set_num_threads(1)
+    few = {"batch_size": 32, "group_size": 8, "pair_timesteps": 4, "lora_rank": 8}
+    size = {"model": "embedded/scenes", "prompts": "scenes-heldout-a", "height": 32, "width": 32}
+    config = small_config(tmp_path, **NFT | few | size, steps=8, learning_rate=2e-3)
+    result = train(config, reward=reward)
+    rise = sign * (brightness_of((str(result.out),)) - brightness_of())
+    assert rise.mean() > 3 * rise.std() / len(rise) ** 0.5 > 0
 
 
 @pytest.mark.parametrize(

@@ -19,9 +19,9 @@ def prediction_kind(scheduler: Any) -> Kind | None:
 
     "flow" is the velocity e - x_0 of flow matching.
     """
-    if hasattr(scheduler, "scale_noise"):
-        return "flow"
     kind = scheduler.config.get("prediction_type")
+    if hasattr(scheduler, "scale_noise") or kind == "flow_prediction":
+        return "flow"
     known = hasattr(scheduler, "alphas_cumprod") and kind in ("epsilon", "v_prediction", "sample")
     return kind if known else None
 
