@@ -65,7 +65,7 @@ def test_what_is_imported_is_declared():
     package = names_of(PROJECT["dependencies"])
     extras = names_of([line for lines in EXTRAS.values() for line in lines])
     for path, tree in TREES.items():
-        always = package | (names_of(EXTRAS["demo"]) if path.parts[0] == "demo" else set())
+        always = package | (names_of(EXTRAS["demo"]) if "demo" in path.parts else set())
         for name in imports(tree) - sys.stdlib_module_names - {"align"}:
             allowed = always if name in imports(tree, anywhere=False) else always | extras
             assert homes(name) & allowed or name in texts(tree), f"{path} imports {name}"
