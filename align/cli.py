@@ -27,7 +27,7 @@ COMMANDS: dict[str, tuple[str | None, str, str]] = {
     "train": (
         "align.config.train:TrainConfig",
         "align.commands.train:run",
-        "AlignProp: LoRA fine-tuning by reward backpropagation",
+        "LoRA fine-tuning by a reward, its gradient or its ranking, or on rated pictures",
     ),
     "generate": (
         "align.config.commands:GenerateConfig",

@@ -4,8 +4,10 @@ import io
 import json
 import tarfile
 
+import pyarrow
 import pytest
 from PIL import Image
+from pyarrow import parquet
 
 from align.language.pairs import open_picture, read_pairs
 
@@ -84,11 +86,8 @@ def test_pick_a_pics_columns(folder):
 
 
 def test_pick_a_pic_as_parquet(tmp_path):
-    arrow = pytest.importorskip("pyarrow")
-    from pyarrow import parquet
-
     row = {"caption": "p", "jpg_0": picture(RED), "jpg_1": picture(BLUE), "label_0": 0.0}
-    parquet.write_table(arrow.Table.from_pylist([row]), tmp_path / "pairs.parquet")
+    parquet.write_table(pyarrow.Table.from_pylist([row]), tmp_path / "pairs.parquet")
     assert colors(read_pairs(tmp_path / "pairs.parquet")) == [(rgb(BLUE), rgb(RED))]
 
 

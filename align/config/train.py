@@ -1,4 +1,4 @@
-"""The settings of `align train`. Standard library only; import it from `align.config.commands`."""
+"""The settings of `align train`, and the table of training methods."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -76,7 +76,7 @@ METHODS = {
 class TrainConfig(
     Pipeline, LoraTraining, Drawing, Size, Device, Arithmetic, RunFolder, Resumable, Presets
 ):
-    """AlignProp: LoRA fine-tuning by backpropagating a reward through the sampler."""
+    """LoRA fine-tuning by a reward (AlignProp, DPO, NFT), or on pictures of one's own."""
 
     lora: tuple[str, ...] = ()
     """Start from this LoRA (embedded/NAME, a file, folder, run or Hub id), optionally =WEIGHT."""

@@ -1,6 +1,6 @@
 """`make_denoiser`: a pipeline, prompts and guidance behind one function of (latents, timestep).
 
-Families of pipelines differ here and in `align/families/` only; the loop that calls a denoiser
+Families of pipelines differ here and in `align/diffusion/families/` only; the loop that calls a denoiser
 is `align.diffusion.sample.sample`, the same for all of them.
 """
 

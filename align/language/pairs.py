@@ -142,7 +142,7 @@ def _of_pick_a_pic(row: dict[str, Any]) -> dict[str, Any] | None:
 
 def _parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     if importlib.util.find_spec("pyarrow") is None:
-        raise ValueError(f"{path} needs pyarrow to be read: pip install pyarrow")
+        raise ValueError(f"{path} needs pyarrow: pip install align-diffusion[pairs]")
     from pyarrow import parquet  # pyright: ignore[reportMissingImports]
 
     for batch in parquet.ParquetFile(path).iter_batches(batch_size=64):
