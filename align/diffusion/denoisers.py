@@ -1,7 +1,7 @@
 """`make_denoiser`: a pipeline, prompts and guidance behind one function of (latents, timestep).
 
-Families of pipelines differ here and in `align/diffusion/families/` only; the loop that calls a denoiser
-is `align.diffusion.sample.sample`, the same for all of them.
+Families of pipelines differ here and in `families/` only; the loop that calls a denoiser is
+`align.diffusion.sample.sample`, the same for all of them.
 """
 
 import functools
