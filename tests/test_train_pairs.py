@@ -96,6 +96,31 @@ def test_the_chosen_ones_alone(tmp_path):
     assert "kl" not in metrics[0]
 
 
+@pytest.mark.parametrize("name", ["sdxl", "flux-dev"])
+def test_a_model_that_reads_the_size_is_told_that_of_the_bucket(tmp_path, name):
+    """Wide pictures alone; the model's own size is square."""
+    pairs = write_pairs(tmp_path / "data", count=4, sizes=((40, 20),))
+    pipe, seen = build(name), []
+    module = pipe.transformer if name == "flux-dev" else pipe.unet
+    forward = module.forward
+
+    def spied(*args, **settings):
+        if name == "flux-dev":  # rows and columns of 2x2 patches
+            seen.append(tuple(int(n) + 1 for n in settings["img_ids"].amax(0)[1:]))
+        else:  # height and width in pixels
+            seen.append(tuple(settings["added_cond_kwargs"]["time_ids"][0, :2].tolist()))
+        return forward(*args, **settings)
+
+    module.forward = spied
+    settings = PAIRS | {"steps": 1, "sample_every": 0}
+    (bucket,) = encode_pairs(read_pairs(pairs), pipe, None, None)
+    high, wide = bucket.chosen.shape[-2:]
+    assert wide > high
+    run(tmp_path, pipe=pipe, pairs=pairs, prompts=None, **settings)
+    side = pipe.vae_scale_factor if name == "sdxl" else 0.5
+    assert (high * side, wide * side) in seen
+
+
 def test_the_split_and_a_resume_change_nothing(tmp_path):
     pairs = write_pairs(tmp_path / "data", sizes=((16, 16), (40, 20)))
     settings = PAIRS | {"steps": 3, "checkpoint_every": 1, "learning_rate": 0.01}

@@ -51,13 +51,18 @@ def draw_groups(run: Run, update: int, indices: Sequence[int]) -> Drawn:
     return Drawn(latents, decode(run.pipe, latents), prompts, metadata, embeds, groups)
 
 
-def learning_denoiser(run: Run, embeds: dict[str, Tensor]) -> Denoiser:
-    """The denoiser that is trained. A guidance that is the model's input (FLUX, LCM) stays that of
-    the images; one that mixes two outputs is no part of the model."""
+def learning_denoiser(
+    run: Run, embeds: dict[str, Tensor], latents: Float[Tensor, "_ c h w"]
+) -> Denoiser:
+    """The denoiser that is trained, for latents of this size. A guidance that is the model's input
+    (FLUX, LCM) stays that of the images; one that mixes two outputs is no part of the model."""
     c, family = run.config, family_of(run.pipe)
     scales = (c.guidance_scale, 1.0, 0.0)  # to most families 1 is no guidance, to Z-Image 0
     scale = next(scale for scale in scales if not family.is_guided(run.pipe, scale))
-    return run.sampler.denoiser(embeds, guidance_scale=scale, checkpointing=c.checkpointing)
+    high, wide = (side * family.latent_factor(run.pipe) for side in latents.shape[-2:])
+    return run.sampler.denoiser(
+        embeds, guidance_scale=scale, checkpointing=c.checkpointing, height=high, width=wide
+    )
 
 
 def group_noises(

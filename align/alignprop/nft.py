@@ -92,7 +92,7 @@ def forward_loss(run: Run, update: int, indices: Sequence[int]) -> BatchLoss:
     advantage = advantages(scores, c.group_size, scales[c.advantage])
     kind = prediction_kind(pipe.scheduler)
     assert kind is not None  # checked before the run
-    denoise = learning_denoiser(run, drawn.embeds)
+    denoise = learning_denoiser(run, drawn.embeds, drawn.latents)
     clean = drawn.latents * denoise.latent_scale
     noises, timesteps = group_noises(run, denoise, update, drawn.groups, clean[:1])
     losses, distances, moved = [], [], []

@@ -98,7 +98,7 @@ def pairs_loss(run: Run, update: int, indices: Sequence[int]) -> BatchLoss:
     assert bucket.rejected is not None  # read so for this method
     latents = torch.cat([bucket.chosen[rows], bucket.rejected[rows]]).to(run.parameters[0].device)
     embeds = run.sampler.embed([run.prompts.prompts[bucket.rows[row]] for row in rows] * 2)
-    denoise = learning_denoiser(run, embeds)
+    denoise = learning_denoiser(run, embeds, latents)
     noise, timesteps = group_noises(run, denoise, update, indices, latents[:1])
     losses, distances, right = [], [], []
     for n in range(c.pair_timesteps):
@@ -126,7 +126,7 @@ def chosen_loss(run: Run, update: int, indices: Sequence[int]) -> BatchLoss:
     bucket, rows = _rows(run, update, indices)
     latents = bucket.chosen[rows].to(run.parameters[0].device)
     embeds = run.sampler.embed([run.prompts.prompts[bucket.rows[row]] for row in rows])
-    denoise = learning_denoiser(run, embeds)
+    denoise = learning_denoiser(run, embeds, latents)
     noise, timesteps = group_noises(run, denoise, update, indices, latents[:1])
     kind, clean = prediction_kind(scheduler), latents * denoise.latent_scale
     assert kind is not None  # checked before the run

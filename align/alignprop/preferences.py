@@ -34,7 +34,7 @@ def preference_loss(run: Run, update: int, indices: Sequence[int]) -> BatchLoss:
     differs = (scores[best] > scores[worst]).repeat_interleave(repeats)
     both = torch.cat([best, worst])
     embeds = {k: v[both].repeat_interleave(repeats, 0) for k, v in drawn.embeds.items()}
-    denoise = learning_denoiser(run, embeds)
+    denoise = learning_denoiser(run, embeds, drawn.latents)
     pairs_a_group = len(best) // len(drawn.groups)
     noise, timesteps = group_noises(
         run, denoise, update, drawn.groups, drawn.latents[:1], pairs_a_group

@@ -60,9 +60,8 @@ class Sampler:
         """A denoiser for embedded prompts with the run's guidance and size, and `settings` of
         `make_denoiser`."""
         c = self.config
-        settings = {"guidance_scale": c.guidance_scale, **settings}
-        size = {"height": c.height, "width": c.width}
-        return make_denoiser(self.pipe, None, prompt_embeds=embeds, **size, **settings)
+        own = {"guidance_scale": c.guidance_scale, "height": c.height, "width": c.width}
+        return make_denoiser(self.pipe, None, prompt_embeds=embeds, **own | settings)
 
     def latents(
         self, embeds: dict[str, Tensor], seeds: list[int], eta_seeds: list[int]
