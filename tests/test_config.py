@@ -24,7 +24,7 @@ from align.config.commands import GenerateConfig, LoraFilesConfig
 from align.config.nar import NarAlignConfig, NarTrainConfig
 from align.config.optimize import OptimizeConfig, OptimizeRunConfig
 from align.config.presets import PRESETS
-from align.config.train import TrainConfig
+from align.config.train import METHODS, TrainConfig
 
 KINDS = [GenerateConfig, LoraFilesConfig, OptimizeConfig, OptimizeRunConfig, TrainConfig]
 COUNTS = st.integers(1, 10_000)
@@ -40,6 +40,7 @@ NARROW = {
     "out": st.none() | st.text(),
     "resume": st.none(),
     "preset": st.none() | st.sampled_from(sorted(PRESETS)),
+    "old_decay": st.floats(0, 1),
     "grad_window": st.sampled_from(["all", "1", "random", "random:1-1", "draft-lv:3", "refl"]),
     "lora_targets": st.lists(st.text(), min_size=1).map(tuple),
 }
@@ -70,8 +71,9 @@ def configs(kind):
 
 
 def whole_groups(values):
-    """Only dpo needs a batch of whole groups; others keep theirs."""
-    if values.get("method") != "dpo":
+    """A method that compares images needs a batch of whole groups; others keep theirs."""
+    method = METHODS.get(values.get("method"))  # None where a search, or nothing, has the name
+    if method is None or not method.compares:
         return values
     return values | {"batch_size": values["batch_size"] * values["group_size"]}
 

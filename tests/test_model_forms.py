@@ -218,7 +218,7 @@ def test_the_hub_through_socks_says_what_it_needs():
 
 def test_a_repository_with_a_variant_alone_is_found_in_its_copy_here(tmp_path, monkeypatch):
     """As `from_pretrained` keeps one; nothing is asked of the Hub."""
-    from align.models.load import parts as model_parts
+    from align.models.parts import only_variant
 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     snapshot = tmp_path / "models--o--m" / "snapshots" / ("0" * 40)
@@ -228,4 +228,4 @@ def test_a_repository_with_a_variant_alone_is_found_in_its_copy_here(tmp_path, m
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     index = json.loads((snapshot / "model_index.json").read_text())
     parts = [name for name, value in index.items() if isinstance(value, list) and value[0]]
-    assert model_parts.only_variant(snapshot, parts) == "bf16"
+    assert only_variant(snapshot, parts) == "bf16"
