@@ -33,8 +33,15 @@ def lora(folder):
     return load_file(list_checkpoints(folder / "run")[0] / "lora.safetensors")
 
 
+NFT = {"method": "nft", "group_size": 2, "pair_timesteps": 2, "old_decay": 0.5, "eta": 0.0}
+
+GRPO = {"method": "grpo", "group_size": 2, "eta": 0.0, "grad_window": "sparse:1"}
+
+
 @pytest.mark.parametrize(
-    "changes", [JUDGED, JUDGED | {"shard": True, "grad_window": "random"}], ids=["ddp", "fsdp"]
+    "changes",
+    [JUDGED, JUDGED | {"shard": True, "grad_window": "random"}, JUDGED | NFT, JUDGED | GRPO],
+    ids=["ddp", "fsdp", "nft", "grpo"],
 )
 def test_two_processes_equal_one(tmp_path, changes):
     for name in ("one", "two"):

@@ -1,7 +1,7 @@
 """What the methods share that need no gradient of the reward: images of the model's own, drawn in
 groups of one prompt, and the noises at which the model learns from them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -34,8 +34,12 @@ class Drawn:
 
 
 @torch.no_grad()
-def draw_groups(run: Run, update: int, indices: Sequence[int]) -> Drawn:
-    """The images of an update with these global indices by the present model: whole groups."""
+def draw_groups(
+    run: Run, update: int, indices: Sequence[int], draw: Callable[..., Tensor] | None = None
+) -> Drawn:
+    """The images of an update with these global indices by the present model: whole groups.
+
+    `draw` stands in for the sampler's own `latents`."""
     c = run.config
     groups = [index // c.group_size for index in indices[:: c.group_size]]
     rows = draw_prompts(len(run.prompts), seed=c.seed, update=update, indices=groups)
@@ -47,7 +51,7 @@ def draw_groups(run: Run, update: int, indices: Sequence[int]) -> Drawn:
     )
     # Sharded weights cannot be added to.
     with nullcontext() if run.sharded else lora_merged(run.pipe):
-        latents = run.sampler.latents(embeds, seeds, eta_seeds)
+        latents = (draw or run.sampler.latents)(embeds, seeds, eta_seeds)
     return Drawn(latents, decode(run.pipe, latents), prompts, metadata, embeds, groups)
 
 

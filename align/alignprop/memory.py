@@ -18,7 +18,6 @@ from align.alignprop.frozen import needs_tiles, recompute_blocks, tile_decoder
 from align.alignprop.preferences import pairs_of_group
 from align.alignprop.windows import draw_window
 from align.config.train import METHODS, TrainConfig
-from align.config.windows import parse_window
 from align.diffusion.denoisers import (
     denoiser_module,
     encode_prompts,
@@ -113,7 +112,7 @@ def savings(pipe: Any, config: TrainConfig) -> Iterator[dict[str, Any]]:
     if METHODS[config.method].through_sampler:
         yield {"detach_uncond": True}
         yield {"grad_window": "1"}
-    timesteps = 1 if config.method == "alignprop" else config.pair_timesteps
+    timesteps = config.pair_timesteps if takes_timesteps(config) else 1
     while timesteps > 1:
         timesteps //= 2
         yield {"pair_timesteps": timesteps}
@@ -177,7 +176,7 @@ class Needs:
             # one unguided pass over both images of every pair
             kept, drawn = 1, micro
             micro = micro // config.group_size * compared_images(config)
-        elif config.method != "alignprop":  # an unguided pass over the images a timestep
+        elif takes_timesteps(config):  # an unguided pass over the images a timestep
             kept = 1 if config.checkpointing else config.pair_timesteps
             drawn = micro if config.compares else 0
             micro *= 2 if config.method == "dpo" else 1
@@ -211,11 +210,12 @@ class Needs:
     def _kept_calls(self, config: TrainConfig) -> int:
         """The most calls of the denoiser that an update's window keeps in the graph."""
         steps = config.num_inference_steps
-        window = parse_window(config.grad_window, steps)
+        window = config.window
         calls = check_schedule(self.pipe, steps, config.eta, config.height, config.width)
-        draws = [draw_window(window, steps, seed=0, update=n, indices=[0]) for n in range(20)]
+        within = config.window_steps
+        draws = [draw_window(window, within, seed=0, update=n, indices=[0]) for n in range(20)]
         per_draw = (
-            1 if draw.x0_at is not None else sum(draw.kept[step][0] for step in calls)
+            1 if draw.x0_at is not None else sum(draw.kept[n][0] for n in calls if n < within)
             for draw in draws
         )
         return max(max(kept, draw.fresh) for kept, draw in zip(per_draw, draws, strict=True))
@@ -273,6 +273,11 @@ class Needs:
         )
         held = 0 if offload else kept * step.held
         return max(held + images.peak, held - (0 if offload else step.held) + step.peak)
+
+
+def takes_timesteps(config: TrainConfig) -> bool:
+    """Whether the method asks the denoiser at noised images, `pair_timesteps` of each."""
+    return "pair_timesteps" in METHODS[config.method].settings
 
 
 def compared_images(config: TrainConfig) -> int:

@@ -86,10 +86,8 @@ def forward_loss(run: Run, update: int, indices: Sequence[int]) -> BatchLoss:
     """
     c, pipe = run.config, run.pipe
     drawn = old_images(run, update, indices)
-    terms = image_terms(run, drawn.images, drawn.prompts, drawn.metadata)
-    scores = run.reward.combine(run.scale(terms) if run.scale else terms)
-    scales = {"mean": 1 / MEAN_SCALE, "group": None, "running": run.course.get("spread")}
-    advantage = advantages(scores, c.group_size, scales[c.advantage])
+    terms, scores = own_scores(run, drawn)
+    advantage = group_advantages(run, scores)
     kind = prediction_kind(pipe.scheduler)
     assert kind is not None  # checked before the run
     denoise = learning_denoiser(run, drawn.embeds, drawn.latents)
@@ -135,6 +133,20 @@ def forward_loss(run: Run, update: int, indices: Sequence[int]) -> BatchLoss:
     )
 
 
+def own_scores(
+    run: Run, drawn: Drawn
+) -> tuple[dict[str, Float[Tensor, " b"]], Float[Tensor, " b"]]:
+    """The terms of the reward of these images, and the scores to compare them by."""
+    terms = image_terms(run, drawn.images, drawn.prompts, drawn.metadata)
+    return terms, run.reward.combine(run.scale(terms) if run.scale else terms)
+
+
+def group_advantages(run: Run, scores: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+    """`advantages` of whole groups by the run's own scale (`--advantage`)."""
+    scales = {"mean": 1 / MEAN_SCALE, "group": None, "running": run.course.get("spread")}
+    return advantages(scores, run.config.group_size, scales[run.config.advantage])
+
+
 def old_images(run: Run, update: int, indices: Sequence[int]) -> Drawn:
     """The images of an update, by the old policy where one is kept."""
     with run.sampler.old() if run.sampler.old else nullcontext():
@@ -151,8 +163,7 @@ def first_spread(run: Run) -> float:
         size = share // accelerator.gradient_accumulation_steps
         drawn = old_images(run, 0, range(start, start + size))
         with seeded(image_seed("update", c.seed, 0, accelerator.process_index)):
-            terms = image_terms(run, drawn.images, drawn.prompts, drawn.metadata)
-        scores.append(run.reward.combine(run.scale(terms) if run.scale else terms))
+            scores.append(own_scores(run, drawn)[1])
     gather: Any = accelerator.gather
     return running_spread(None, gather(torch.cat(scores)), c.group_size)
 

@@ -20,13 +20,14 @@ from align.alignprop.pairs import Bucket, encode_pairs, prompts_of
 from align.alignprop.rollout import check_window
 from align.alignprop.update import LossModule
 from align.config.train import METHODS, TrainConfig
-from align.config.windows import Window, parse_window
+from align.config.windows import Window
 from align.diffusion.denoisers import Denoiser, denoiser_module, family_of, make_denoiser
 from align.diffusion.forward_process import prediction_kind
 from align.diffusion.pixels import decode
 from align.diffusion.prompt_limits import warn_about_prompts
 from align.diffusion.sample import make_noise, sample
 from align.diffusion.schedules import check_schedule, set_scheduler
+from align.diffusion.stochastic_steps import check_stochastic
 from align.language.pairs import read_pairs
 from align.language.prompts import refuse_reserved, training_prompts
 from align.models.load import default_dtype, load_pipeline, torch_device, torch_dtype
@@ -98,7 +99,7 @@ def open_session(config: TrainConfig, *, reward: Any = None, pipe: Any = None) -
     """
     check_folder(config.out, config.overwrite, config.resume)
     check_login(config.push_to_hub)
-    window = parse_window(config.grad_window, config.num_inference_steps)
+    window = config.window
     if config.shard and window.kind == "random-per-sample":
         raise ValueError(
             "shard needs a window that all processes share, and grad_window is "
@@ -251,6 +252,8 @@ def check_method(config: TrainConfig, pipe: Any) -> None:
             f"method is {config.method!r}, which needs a model that predicts noise, a velocity or "
             f"the image; {name} with {type(pipe.scheduler).__name__} is none: use alignprop"
         )
+    if config.method == "grpo":
+        check_stochastic(pipe.scheduler, config.noise_level, config.stochastic_step)
     few = family_of(pipe).few_steps(pipe) or name == "LatentConsistencyModelPipeline"
     if name == "FluxPipeline":
         few = not pipe.transformer.config.guidance_embeds  # schnell

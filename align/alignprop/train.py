@@ -6,7 +6,7 @@ from align.alignprop.card import model_card
 from align.alignprop.nft import first_spread
 from align.alignprop.session import name_given, open_session, trained_reward
 from align.alignprop.update import figures, losses
-from align.config.train import TrainConfig
+from align.config.train import METHODS, TrainConfig
 from align.models.processes import end_training
 from align.training.checkpoints import refuse_other_run
 from align.training.judge import HeldOutJudge
@@ -46,7 +46,7 @@ def train(
             run.sampler.embed.keep([*run.prompts.prompts, *(judge.prompts if judge else ())])
         try:
             begin(run, judge)
-            if config.method == "nft" and "spread" not in run.course:
+            if "advantage" in METHODS[config.method].settings and "spread" not in run.course:
                 run.course["spread"] = first_spread(run)
             fit(run, losses, figures, judge=judge, on_step=on_step)
             return finish(run, model_card)

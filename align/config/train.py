@@ -26,7 +26,7 @@ from align.config.groups import (
     Size,
 )
 from align.config.presets import PRESETS
-from align.config.windows import parse_window
+from align.config.windows import Window, parse_window
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,11 @@ METHODS = {
         "reward over others of their prompt",
         settings=("group_size", "pair_timesteps", "nft_beta", "advantage", "old_decay"),
         compares=True),
+    "grpo": TrainMethod("align.alignprop.grpo:policy_loss",
+        "Flow-GRPO (arXiv 2505.05470): steps drawn from a Gaussian become likelier where their "
+        "images do better in the reward than others of their prompt",
+        settings=("grad_window", "group_size", "advantage", "noise_level", "stochastic_step"),
+        compares=True),
     "sft": TrainMethod("align.alignprop.pairs:chosen_loss", "plain denoising of chosen pictures",
         settings=("pair_timesteps",), of_pairs="align.alignprop.pairs:chosen_loss",
         needs_pairs=True),
@@ -83,7 +88,8 @@ class TrainConfig(
     method: Annotated[str, OneOf(METHODS)] = "alignprop"
     """alignprop follows the reward's gradient through the sampler. Without a gradient of it, dpo
     draws groups of images of a prompt and prefers the best to the worst, nft weighs all of them by
-    their advantage. With --pairs, dpo and sft learn from pictures of one's own."""
+    their advantage, grpo reinforces steps of the sampler. With --pairs, dpo and sft learn from
+    pictures of one's own."""
     pairs: str | None = None
     """Pictures to learn from: a table (CSV, JSONL, Parquet) of prompt, chosen, rejected, a folder
     with chosen/ and rejected/, or a webdataset .tar (dpo; sft takes the chosen ones alone)."""
@@ -117,9 +123,13 @@ class TrainConfig(
     old_decay: Share = 0.0
     """Ceiling of the decay min(0.001 n, ceiling) of the old policy that draws for nft; 0 draws by
     the present one and keeps no copy."""
+    noise_level: Positive = 0.7
+    """Noise of grpo's stochastic steps: the paper's a; eta of DDIM."""
+    stochastic_step: Literal["sde", "cps"] = "sde"
+    """grpo's step with flow matching: the paper's, or one that keeps the noise level exact."""
     advantage: Literal["running", "group", "mean"] = "running"
-    """What nft divides a score's distance from its group's mean by: the running deviation, the
-    group's own, or 10, for a reward of known scale."""
+    """What nft and grpo divide a score's distance from its group's mean by: the running deviation,
+    the group's own, or 10, for a reward of known scale."""
     checkpointing: bool = True
     """Recompute the denoiser in the backward pass: less memory, more time."""
     kl_weight: NotNegative = 0.0
@@ -183,8 +193,26 @@ class TrainConfig(
                 raise ValueError(f"{name} is {getattr(self, name)!r}, which needs a judge")
         if self.lora_targets == ():
             raise ValueError("lora_targets is empty; name at least one layer, such as to_q")
-        parse_window(self.grad_window, self.num_inference_steps)
+        window = self.window
+        if self.method == "grpo" and (window.kind not in ("tail", "random", "sparse") or self.eta):
+            raise ValueError(
+                f"grad_window is {self.grad_window!r} and eta {self.eta}; grpo takes all, K, "
+                "random or sparse, and noise_level in place of eta"
+            )
         imply_out(self)
+
+    @property
+    def window_steps(self) -> int:
+        """The steps that the gradient window is of: grpo's last one adds no noise and is not."""
+        steps = self.num_inference_steps
+        if self.method == "grpo" and steps < 2:
+            raise ValueError(f"num_inference_steps is {steps}; grpo needs at least 2")
+        return steps - (self.method == "grpo")
+
+    @property
+    def window(self) -> Window:
+        """The gradient window. Raises ValueError for a form that is unknown."""
+        return parse_window(self.grad_window, self.window_steps)
 
     @property
     def compares(self) -> bool:
