@@ -178,3 +178,13 @@ def test_what_ships_names_no_folder_of_the_machine_that_trained_it():
     assert len(configs) > 10
     for path in configs:
         assert not json.loads(path.read_text()).get("_name_or_path"), path
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_a_cpu_that_emulates_bfloat16_says_so(monkeypatch, caplog, fast):
+    from align.models import precision
+
+    precision.warn_of_emulation.cache_clear()
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": fast})
+    load_pipeline("embedded/scenes", dtype="bfloat16", device="cpu")
+    assert ("this CPU emulates bfloat16" in caplog.text) == (not fast)

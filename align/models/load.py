@@ -22,6 +22,7 @@ from align.models.hub import (
     without_checker,
 )
 from align.models.parts import check_folders, check_tokenizers, only_variant
+from align.models.precision import warn_of_emulation
 from align.models.quantize import check_quantize, quantized_denoiser
 from align.models.single_files import SINGLE_FILES, load_single_file
 
@@ -55,6 +56,7 @@ def load_pipeline(
     """
     target = torch_device(device)
     precision = torch_dtype(dtype) or default_dtype(str(model), target)
+    warn_of_emulation(target.type, precision)
     source, config = locate(str(model), config)
     if quantize is not None:
         check_quantize(quantize, target)
