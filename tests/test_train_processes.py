@@ -13,6 +13,7 @@ from train_child import run
 from train_helpers import PROMPTS
 
 from align.models import processes
+from align.runs.folder import read_metrics
 from align.training.checkpoints import list_checkpoints
 
 CHILD = str(Path(__file__).with_name("train_child.py"))
@@ -33,8 +34,14 @@ def lora(folder):
     return load_file(list_checkpoints(folder / "run")[0] / "lora.safetensors")
 
 
+GROUPS = {"method": "dpo", "batch_size": 8, "group_size": 4, "micro_batch_size": 4}
+GROUPS |= {"reward": "rank(jpeg)", "normalize_rewards": False}
+
+
 @pytest.mark.parametrize(
-    "changes", [JUDGED, JUDGED | {"shard": True, "grad_window": "random"}], ids=["ddp", "fsdp"]
+    "changes",
+    [JUDGED, JUDGED | {"shard": True, "grad_window": "random"}, JUDGED | GROUPS],
+    ids=["ddp", "fsdp", "groups"],
 )
 def test_two_processes_equal_one(tmp_path, changes):
     for name in ("one", "two"):
@@ -54,6 +61,10 @@ def test_two_processes_equal_one(tmp_path, changes):
         for name in ("one", "two")
     ]
     assert judged[0] == pytest.approx(judged[1], rel=1e-5)
+    rewards = [
+        [r["reward"] for r in read_metrics(tmp_path / name / "run")] for name in ("one", "two")
+    ]
+    assert rewards[0] == pytest.approx(rewards[1], rel=1e-5)
 
 
 @pytest.mark.parametrize(("steps", "kills"), [(4, 2), pytest.param(30, 20, marks=pytest.mark.slow)])

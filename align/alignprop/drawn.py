@@ -32,6 +32,12 @@ class Drawn:
     groups: list[int]
     """The groups' numbers within the update."""
 
+    @property
+    def ids(self) -> list[int]:
+        """The number of each image's group."""
+        size = len(self.images) // len(self.groups)
+        return [group for group in self.groups for _ in range(size)]
+
 
 @torch.no_grad()
 def draw_groups(run: Run, update: int, indices: Sequence[int]) -> Drawn:

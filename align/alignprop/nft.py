@@ -46,11 +46,12 @@ def advantages(
     scores: Float[Tensor, " b"], group_size: int, scale: float | None
 ) -> Float[Tensor, " b"]:
     """Each score less its group's mean, divided by `scale` (None: by the group's own deviation),
-    within ±5. Groups stand one after the other; images of a group that ties get 0."""
+    within ±5. Groups stand one after the other; images of a group that ties, or that has no scores
+    (NaN), get 0."""
     groups = scores.view(-1, group_size)
     centred = groups - groups.mean(1, keepdim=True)
     spread = groups.std(1, correction=0, keepdim=True) if scale is None else scale
-    return (centred / (spread + SMALL)).clamp(-LIMIT, LIMIT).flatten()
+    return (centred / (spread + SMALL)).clamp(-LIMIT, LIMIT).nan_to_num(0.0).flatten()
 
 
 def optimality(advantage: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
@@ -86,7 +87,9 @@ def forward_loss(run: Run, update: int, indices: Sequence[int]) -> BatchLoss:
     """
     c, pipe = run.config, run.pipe
     drawn = old_images(run, update, indices)
-    terms = image_terms(run, drawn.images, drawn.prompts, drawn.metadata)
+    terms = image_terms(
+        run, drawn.images, drawn.prompts, drawn.metadata, drawn.ids, update, indices
+    )
     scores = run.reward.combine(run.scale(terms) if run.scale else terms)
     scales = {"mean": 1 / MEAN_SCALE, "group": None, "running": run.course.get("spread")}
     advantage = advantages(scores, c.group_size, scales[c.advantage])
@@ -149,10 +152,14 @@ def first_spread(run: Run) -> float:
     first, scores = accelerator.process_index * share, []
     for start in range(first, first + share, share // accelerator.gradient_accumulation_steps):
         size = share // accelerator.gradient_accumulation_steps
-        drawn = old_images(run, 0, range(start, start + size))
+        indices = range(start, start + size)
+        drawn = old_images(run, 0, indices)
         with seeded(image_seed("update", c.seed, 0, accelerator.process_index)):
-            terms = image_terms(run, drawn.images, drawn.prompts, drawn.metadata)
+            terms = image_terms(
+                run, drawn.images, drawn.prompts, drawn.metadata, drawn.ids, 0, indices
+            )
         scores.append(run.reward.combine(run.scale(terms) if run.scale else terms))
+    run.failures = (-1, 0)  # the first update asks again
     gather: Any = accelerator.gather
     return running_spread(None, gather(torch.cat(scores)), c.group_size)
 

@@ -27,7 +27,9 @@ def preference_loss(run: Run, update: int, indices: Sequence[int]) -> BatchLoss:
     """
     c = run.config
     drawn = draw_groups(run, update, indices)
-    terms = image_terms(run, drawn.images, drawn.prompts, drawn.metadata)
+    terms = image_terms(
+        run, drawn.images, drawn.prompts, drawn.metadata, drawn.ids, update, indices
+    )
     scores = run.reward.combine(run.scale(terms) if run.scale else terms)
     best, worst = ranked_pairs(scores, c.group_size)
     repeats = c.pair_timesteps

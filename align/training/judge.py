@@ -15,7 +15,9 @@ from align.language.prompts import PromptSet, load_prompts, refuse_reserved, tra
 from align.models.lora import save_lora
 from align.models.processes import is_first, own_device
 from align.rewards import load_judge
+from align.rewards.groups import comparing, skips
 from align.rewards.provenance import judged_by_reward
+from align.rewards.score_cache import placed
 from align.training.checkpoints import digest_of
 from align.training.pictures import spread
 from align.training.runs import Run
@@ -41,6 +43,11 @@ class HeldOutJudge:
         # Only who measures holds the judge's weights.
         measures = everywhere or is_first()
         self.judge = load_judge(config.judge, own_device(config.device)) if measures else None
+        if self.judge is not None and any(map(skips, self.judge.functions.values())):
+            raise ValueError(
+                f"judge {config.judge!r} may skip scores, but compares the same pictures every "
+                "time; leave failure=skip out"
+            )
         self.prompts, self.metadata = prompts.pick(rows, NOISES)
         self.judged_on = digest_of(prompts)
         self.patience = config.patience
@@ -55,12 +62,21 @@ class HeldOutJudge:
         seed = run.config.seed
         seeds = [image_seed("judge", seed, 0, i) for i in range(len(self.prompts))]
         images = run.sampler.draw(self.prompts, seeds)
-        with seeded(image_seed("judge", seed, run.done, 0)):
+        place = placed(run.folder, "judge", run.done, range(len(images)))
+        with seeded(image_seed("judge", seed, run.done, 0)), place:
             return {
                 "judge": _by_prompt(self.judge(images, self.prompts, self.metadata)),
-                "reward": _by_prompt(run.reward(images, self.prompts, self.metadata)),
+                "reward": self._reward(run, images),
                 "diversity": diversity(images.unflatten(0, (-1, NOISES))),
             }
+
+    def _reward(self, run: Run, images: Tensor) -> list[float]:
+        """The trained reward by prompt; none of one that compares images with each other, whose
+        mean is the same for every model, or where a server failed."""
+        if comparing(run.reward.functions):
+            return []
+        scores = run.reward(images, self.prompts, self.metadata)
+        return _by_prompt(scores) if scores.isfinite().all() else []
 
     def __call__(self, run: Run) -> dict[str, Any]:
         """Judge the present model; keep it in `lora-best/` if it is the best so far.
@@ -84,9 +100,10 @@ class HeldOutJudge:
             best["since"] += 1
         record = {
             "judge": score,
-            "judge_reward": sum(figures["reward"]) / len(figures["reward"]),
             "diversity": figures["diversity"],
         }
+        if figures["reward"]:
+            record["judge_reward"] = sum(figures["reward"]) / len(figures["reward"])
         if warning := hacking_warning(best["base"], figures):
             record["warning"] = warning
             log.warning("warning: step %d: %s", run.done, warning)
@@ -159,6 +176,8 @@ def hacking_warning(base: dict[str, Any], now: dict[str, Any]) -> str | None:
     Scores are one a prompt. A rise or fall counts beyond two standard errors of the paired
     differences, a loss of diversity below 80 % of the base's.
     """
+    if not (base["reward"] and now["reward"]):
+        return None
     rise, fall = paired(base["reward"], now["reward"]), paired(base["judge"], now["judge"])
     if rise[0] <= STANDARD_ERRORS * rise[1]:
         return None

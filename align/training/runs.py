@@ -58,6 +58,8 @@ class Run:
     """Updates finished."""
     saved: int = -1
     """The step of the newest checkpoint."""
+    failures: tuple[int, int] = (-1, 0)
+    """An update, and how many of its images a server has given no score so far."""
     skipped: int = 0
     """Steps in a row that the gradient scaler has passed over."""
     kept: list[torch.Tensor] = field(default_factory=list)
