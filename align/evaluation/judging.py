@@ -12,6 +12,7 @@ from align.config.evaluate import EvaluationConfig
 from align.evaluation.methods import Method
 from align.language.prompts import PromptSet
 from align.rewards import load_judge, load_reward, parse_expression
+from align.rewards.catalogue import SERVERS
 from align.rewards.identity import shared, terms_of
 from align.rewards.provenance import choosing_terms, trained_terms
 from align.rewards.provenance import trained_reward as trained_reward
@@ -97,7 +98,10 @@ def load_judges(
             f"--also takes scores of single images, and {config.also} compares those of a prompt; "
             "name the reward in rank(...) itself"
         )
-    names = [*optimized, *(terms_of(also) if also else [])]
+    named = terms_of(",".join(one for one in (config.reward, also) if one) or "verifier")
+    # Servers that a LoRA was trained by are asked where somebody names them alone.
+    known = [one for one in optimized if one in named or one.partition(":")[0] not in SERVERS]
+    names = [*known, *(terms_of(also) if also else [])]
     others = ",".join(dict.fromkeys(name for name in names if name not in VERIFIER))
     return Judges(
         expression=expression,

@@ -127,6 +127,8 @@ REWARDS = {
     "blip-vqa": Named("align.rewards.blip_vqa:load",
         "product of p(yes) over the prompt's noun phrases", "0 to 1", {"": (BLIP_VQA,)},
         any_repository=True, explains=True),
+    "chat": Named("align.rewards.chat:load",
+        "what a model behind a chat server says of the picture", "0 to 1, or the answer's"),
     "clip": Named("align.rewards.clip:load", "100 cos(image, prompt) of a CLIP", "-100 to 100",
         {"": (CLIP_L,)}, any_repository=True),
     "da-score": Named("align.rewards.blip_vqa:load_da_score",
@@ -139,6 +141,9 @@ REWARDS = {
         "Apache-2.0"),)}),
     "hps": Named("align.rewards.hps:load", "human preference score v2.1, cos(image, prompt)",
         "-1 to 1", {"": _hps("HPS_v2.1_compressed.pt"), "2.0": _hps("HPS_v2_compressed.pt")}),
+    "http": Named("align.rewards.http_scorer:http", "scores from a server of one's own",
+        "the server's"),
+    "https": Named("align.rewards.http_scorer:https", "the same, encrypted", "the server's"),
     "image-reward": Named("align.rewards.image_reward:load",
         "what experts prefer, in standard deviations", "unbounded",
         {"": (Source("THUDM/ImageReward", ("ImageReward.pt",), size=1790 * _MB,
@@ -171,6 +176,9 @@ REWARDS = {
         12100), "clip-flant5-xxl": _flan_t5("xxl", 46000)}, any_repository=True),
 }  # fmt: skip
 
+# Those that ask a server: what it loads is its own.
+SERVERS = ("http", "https", "chat")
+
 # Judges only measure: training on what also judges would make the measurement worthless.
 JUDGES = {
     "taste": Named("align.rewards.judges:load_taste",
@@ -180,7 +188,6 @@ JUDGES = {
     "verifier-partial": Named("align.rewards.judges:load_partial",
         "share of stated facts that hold", "0 to 1"),
 }  # fmt: skip
-
 
 def published() -> dict[str, tuple[Source, ...]]:
     """What terms of a reward expression load, of those with published weights."""

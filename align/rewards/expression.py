@@ -170,7 +170,7 @@ def _read_term(text: str, at: int, body: str) -> tuple[Term, float]:
         raise _error(
             text,
             at + len(head),
-            f"{tail} may be a weight or the value of {re.split('[:;]', head)[-1].strip()!r}; for "
+            f"{tail} may be a weight or the value of {re.split('[:;?&]', head)[-1].strip()!r}; for "
             f"the value write {body}=1",
         )
     function = _FUNCTION.fullmatch(head)
@@ -189,6 +189,8 @@ def _read_term(text: str, at: int, body: str) -> tuple[Term, float]:
 def _is_key(head: str) -> bool:
     """Whether a term without its last `=NUMBER` ends in the key of one of its settings."""
     name, _, argument = head.partition(":")
+    if name.strip() in ("http", "https", "chat") and re.search(r"\?([^;]*&)?[^;=&]*$", argument):
+        return True  # of the address's query
     return argument.split(";")[-1].strip() in KEYS.get(name.strip(), ())
 
 
