@@ -176,9 +176,19 @@ def open_session(config: TrainConfig, *, reward: Any = None, pipe: Any = None) -
             "scheduler": scheduler,
             "eta": config.eta or None,
         },
+        periods=picture_periods(pipe),
         scale=RunningScale() if config.normalize_rewards else None,
         sharded=config.shard,
     )
+
+
+def picture_periods(pipe: Any) -> tuple[int, ...]:
+    """The sides in pixels of a cell of the latents and of a patch of the denoiser."""
+    family = family_of(pipe)
+    cell = family.latent_factor(pipe)
+    own = getattr(denoiser_module(pipe).config, "patch_size", 1)
+    patch = max(family.latent_patch, own) if isinstance(own, int) else family.latent_patch
+    return tuple(dict.fromkeys((cell, cell * patch)))
 
 
 def name_given(config: TrainConfig, reward: Any, pipe: Any) -> TrainConfig:

@@ -189,13 +189,19 @@ JUDGES = {
         "share of stated facts that hold", "0 to 1"),
 }  # fmt: skip
 
+# Networks that measure and reward nothing: `align fetch` has them too.
+MEASURES = {
+    "dinov2": (Source("facebook/dinov2-base", ("config.json",), True, 346 * _MB, "Apache-2.0"),),
+}
+
+
 def published() -> dict[str, tuple[Source, ...]]:
-    """What terms of a reward expression load, of those with published weights."""
+    """What terms of a reward expression load, of those with published weights, and measures."""
     return {
         f"{name}:{argument}" if argument else name: found
         for name, reward in (REWARDS | JUDGES).items()
         for argument, found in reward.sources.items()
-    }
+    } | MEASURES
 
 
 def sources(name: str, argument: str | None = None) -> tuple[Source, ...]:
@@ -206,7 +212,7 @@ def sources(name: str, argument: str | None = None) -> tuple[Source, ...]:
     """
     reward = (REWARDS | JUDGES).get(name)
     if reward is None or not reward.sources:
-        return ()
+        return MEASURES.get(name, ()) if argument is None else ()
     if argument is not None and name == "detector":
         parts = [part.partition("=") for part in argument.split(";")]
         model = {key: value for key, _, value in parts}.get("model")

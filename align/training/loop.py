@@ -171,7 +171,7 @@ def _log(run: Run, record: Record) -> None:
     """Append an update's record to metrics.jsonl and the tracker's curves."""
     log_metrics(run.folder, **record)
     curves = {k: v for k, v in record.items() if isinstance(v, float)}
-    for group in ("terms", "term_grad_norms", "pictures"):
+    for group in ("terms", "term_grad_norms", "pictures", "measures"):
         curves |= {f"{group}/{name}": value for name, value in record.get(group, {}).items()}
     run.accelerator.log(curves, step=run.done)
 

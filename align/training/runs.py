@@ -49,6 +49,8 @@ class Run:
     """What a PNG says of how it was drawn."""
     lora_metadata: dict[str, str] | None = None
     """What the LoRA's file says beside its weights."""
+    periods: tuple[int, ...] = ()
+    """Sides in pixels of what a model draws by: its autoencoder's cells, its patches."""
     scale: RunningScale | None = None
     sharded: bool = False
     """Whether all processes must draw where one does."""
@@ -68,7 +70,7 @@ class Run:
     """What a resumed run has to know: the base's `pictures` scores; whether any group's scores
     have `differed`; the running `spread` of scores within a group (nft); the judge's figures of
     the base (`base`), of the `last` judgment, and `score`, `step` and `since` (judgments without
-    a better one) of the best, `judged_on` what.
+    a better one) of the best, `judged_on` what, the `features` of Vendi, and why it is `stopped`.
     """
 
     @property
