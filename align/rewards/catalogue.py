@@ -157,6 +157,9 @@ REWARDS = {
         licence="MIT (code)"), Source(CLIP_H.repo, _CLIP_FILES, size=2 * _MB, licence="MIT"))}),
     "nsfw": Named("align.rewards.nsfw:load", "whether the picture is safe for work, a judge",
         "about 0 to 1", {"": (NSFW, CLIP_H)}),
+    "ocr": Named("align.rewards.ocr:load", "how near the text read comes to the one quoted",
+        "0 to 1", {"": (Source("microsoft/trocr-base-printed", ("config.json",), True, 1335 * _MB,
+        "MIT"),)}, any_repository=True),
     "pickscore": Named("align.rewards.pickscore:load",
         "what users pick, about 100 cos(image, prompt)", "-100 to 100",
         {"": (Source("yuvalkirstain/PickScore_v1", ("config.json",), True, 3946 * _MB, "MIT"),
@@ -219,6 +222,8 @@ def sources(name: str, argument: str | None = None) -> tuple[Source, ...]:
         default = _other(model, reward.sources[""])
         return reward.sources.get(f"model={model}", default)
     default = reward.sources[""]
+    if name == "ocr" and argument is not None:
+        argument = argument.partition(";")[0] or None
     if reward.any_repository:
         default = _other(argument, default)
     return reward.sources.get(argument or "", default)
