@@ -78,7 +78,7 @@ def test_weights_arguments_and_functions():
         ("a=nan", "finite number"),
         ("min(a", r"the parenthesis of min\( is never closed, at the end"),
         ("a)", r"no opening parenthesis matches this one, at character 2"),
-        ("max(a,b)", "only min, product, z take parentheses, not 'max', at character 1"),
+        ("max(a,b)", "only min, product, z, rank take parentheses, not 'max', at character 1"),
         ("min(a)b", r"expected =WEIGHT, a comma or the end after \), at character 7"),
         ("z(min(a,b))", "takes rewards only"),
         ("z(rank(a))", "takes rewards only"),
