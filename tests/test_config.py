@@ -75,7 +75,11 @@ def whole_groups(values):
     method = METHODS.get(values.get("method"))  # None where a search, or nothing, has the name
     if method is None or not method.compares:
         return values
-    return values | {"batch_size": values["batch_size"] * values["group_size"]}
+    whole = {"batch_size": values["batch_size"] * values["group_size"]}
+    if method is METHODS["grpo"]:  # the only one without eta, and with few windows
+        whole |= {"eta": 0.0, "grad_window": "sparse:1"}
+        whole["num_inference_steps"] = values["num_inference_steps"] + 1
+    return values | whole
 
 
 @pytest.mark.usefixtures("unchecked")  # which draw numbers of their own

@@ -22,7 +22,7 @@ MODELS = ["sd", "sd-v", "sd3", "flux-dev", "sana"]
 SIZE = {"height": 16, "width": 16}
 NFT: dict[str, Any] = SIZE | {
     "method": "nft", "steps": 30, "batch_size": 16, "group_size": 8, "pair_timesteps": 4,
-    "learning_rate": 6e-3, "lora_rank": 4, "num_inference_steps": 4, "guidance_scale": 1.0,
+    "lora_rank": 4, "num_inference_steps": 4, "guidance_scale": 1.0,
     "checkpointing": False,
 }  # fmt: skip
 LAYERS = ("to_q", "to_k", "to_v", "to_out.0", "proj_out")
@@ -83,14 +83,16 @@ def brightness_of(pipe):
 )
 def test_the_reward_leads(tmp_path, name):
     pipe = taught(name)
-    layers = LAYERS + CONVOLUTIONS if hasattr(pipe, "unet") else LAYERS
+    settings = NFT | {"lora_targets": LAYERS, "learning_rate": 6e-3}
+    if hasattr(pipe, "unet"):
+        settings |= {"lora_targets": LAYERS + CONVOLUTIONS, "learning_rate": 3e-3}
     before, rise = brightness_of(pipe), {}
     for reward in (light, dark, chance):
         torch.manual_seed(0)
         folder = tmp_path / reward.__name__
         folder.mkdir()
         tuned = copy.deepcopy(pipe)
-        train(small_config(folder, lora_targets=layers, **NFT), reward=reward, pipe=tuned)
+        train(small_config(folder, **settings), reward=reward, pipe=tuned)
         rise[reward.__name__] = brightness_of(tuned) - before
     mean = {name: rises.mean().item() for name, rises in rise.items()}
     error = {name: rises.std().item() / len(rises) ** 0.5 for name, rises in rise.items()}

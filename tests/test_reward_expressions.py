@@ -21,10 +21,13 @@ combinations = st.recursive(
         lambda items: Combination("z", tuple(items)),
         st.lists(st.tuples(terms, weights), min_size=1, max_size=3),
     ),
-    lambda inner: st.builds(
-        lambda kind, items: Combination(kind, tuple(items)),
-        st.sampled_from(["min", "product"]),
-        st.lists(st.tuples(terms | inner, weights), min_size=1, max_size=3),
+    lambda inner: (
+        st.builds(lambda term: Combination("rank", ((term, 1.0),)), terms)
+        | st.builds(
+            lambda kind, items: Combination(kind, tuple(items)),
+            st.sampled_from(["min", "product"]),
+            st.lists(st.tuples(terms | inner, weights), min_size=1, max_size=3),
+        )
     ),
     max_leaves=4,
 )
@@ -75,9 +78,13 @@ def test_weights_arguments_and_functions():
         ("a=nan", "finite number"),
         ("min(a", r"the parenthesis of min\( is never closed, at the end"),
         ("a)", r"no opening parenthesis matches this one, at character 2"),
-        ("max(a,b)", "only min, product, z take parentheses, not 'max', at character 1"),
+        ("max(a,b)", "only min, product, z, rank take parentheses, not 'max', at character 1"),
         ("min(a)b", r"expected =WEIGHT, a comma or the end after \), at character 7"),
         ("z(min(a,b))", "takes rewards only"),
+        ("z(rank(a))", "takes rewards only"),
+        ("rank(a,b)", "one reward, without a weight"),
+        ("rank(a=2)", "one reward, without a weight"),
+        ("rank(min(a,b))", "one reward, without a weight"),
         ("9a", "expected a reward's name"),
         ("a:", "expected an argument after a:"),
         (

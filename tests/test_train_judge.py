@@ -8,6 +8,7 @@ import torch
 from train_helpers import LORA, run, small_config
 
 from align.language.prompts import training_prompts
+from align.rewards import load_reward
 from align.scenes.dataset import prompt_set
 from align.training.judge import (
     HeldOutJudge,
@@ -125,7 +126,9 @@ def test_two_images_of_a_prompt_count_once(tmp_path):
         config=config,
         done=0,
         sampler=SimpleNamespace(draw=lambda prompts, seeds: torch.zeros(8, 3, 16, 16)),
-        reward=judge.judge,
+        reward=load_reward("jpeg"),
+        folder=tmp_path,
+        periods=(4,),
     )
     assert judge.measure(session)["judge"] == [0.5, 2.5, 4.5, 6.5]
     generator, falls = torch.Generator().manual_seed(0), 0

@@ -13,6 +13,7 @@ from train_child import run
 from train_helpers import PROMPTS
 
 from align.models import processes
+from align.runs.folder import read_metrics
 from align.training.checkpoints import list_checkpoints
 
 CHILD = str(Path(__file__).with_name("train_child.py"))
@@ -34,14 +35,21 @@ def lora(folder):
 
 
 NFT = {"method": "nft", "group_size": 2, "pair_timesteps": 2, "old_decay": 0.5, "eta": 0.0}
-
 GRPO = {"method": "grpo", "group_size": 2, "eta": 0.0, "grad_window": "sparse:1"}
+GROUPS = {"method": "dpo", "batch_size": 8, "group_size": 4, "micro_batch_size": 4}
+GROUPS |= {"reward": "rank(jpeg)", "normalize_rewards": False}
 
 
 @pytest.mark.parametrize(
     "changes",
-    [JUDGED, JUDGED | {"shard": True, "grad_window": "random"}, JUDGED | NFT, JUDGED | GRPO],
-    ids=["ddp", "fsdp", "nft", "grpo"],
+    [
+        JUDGED,
+        JUDGED | {"shard": True, "grad_window": "random"},
+        JUDGED | NFT,
+        JUDGED | GRPO,
+        JUDGED | GROUPS,
+    ],
+    ids=["ddp", "fsdp", "nft", "grpo", "groups"],
 )
 def test_two_processes_equal_one(tmp_path, changes):
     for name in ("one", "two"):
@@ -61,6 +69,10 @@ def test_two_processes_equal_one(tmp_path, changes):
         for name in ("one", "two")
     ]
     assert judged[0] == pytest.approx(judged[1], rel=1e-5)
+    rewards = [
+        [r["reward"] for r in read_metrics(tmp_path / name / "run")] for name in ("one", "two")
+    ]
+    assert rewards[0] == pytest.approx(rewards[1], rel=1e-5)
 
 
 @pytest.mark.parametrize(("steps", "kills"), [(4, 2), pytest.param(30, 20, marks=pytest.mark.slow)])

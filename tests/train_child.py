@@ -28,7 +28,8 @@ def run(folder: Path, **changes) -> None:
     settings = {"steps": 3, "batch_size": 4, "grad_window": "random-per-sample", "eta": 0.5}
     settings |= {"kl_weight": 0.1, "learning_rate": 0.01, "normalize_rewards": True}
     config = small_config(folder, **settings | changes)
-    train(config, reward=brightness, pipe=build("sd").to(torch.float64))
+    reward = None if "reward" in changes else brightness
+    train(config, reward=reward, pipe=build("sd").to(torch.float64))
 
 
 def fork(folder: Path, **changes) -> int:

@@ -16,6 +16,7 @@ from align.diffusion.pixels import decode
 from align.diffusion.sample import prepare_scheduler
 from align.language.prompts import draw_prompts
 from align.models.lora import lora_merged
+from align.training.pictures import image_terms
 from align.training.runs import Run
 from align.training.seeding import image_seed
 
@@ -31,6 +32,12 @@ class Drawn:
     embeds: dict[str, Tensor]
     groups: list[int]
     """The groups' numbers within the update."""
+
+    @property
+    def ids(self) -> list[int]:
+        """The number of each image's group."""
+        size = len(self.images) // len(self.groups)
+        return [group for group in self.groups for _ in range(size)]
 
 
 @torch.no_grad()
@@ -53,6 +60,16 @@ def draw_groups(
     with nullcontext() if run.sharded else lora_merged(run.pipe):
         latents = (draw or run.sampler.latents)(embeds, seeds, eta_seeds)
     return Drawn(latents, decode(run.pipe, latents), prompts, metadata, embeds, groups)
+
+
+def own_scores(
+    run: Run, drawn: Drawn, update: int, indices: Sequence[int]
+) -> tuple[dict[str, Float[Tensor, " b"]], Float[Tensor, " b"]]:
+    """The terms of the reward of these images, and the scores to compare them by."""
+    terms = image_terms(
+        run, drawn.images, drawn.prompts, drawn.metadata, drawn.ids, update, indices
+    )
+    return terms, run.reward.combine(run.scale(terms) if run.scale else terms)
 
 
 def learning_denoiser(

@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from align.alignprop.drawn import Drawn, draw_groups
-from align.alignprop.nft import LIMIT, group_advantages, own_scores
+from align.alignprop.drawn import Drawn, draw_groups, own_scores
+from align.alignprop.nft import LIMIT, group_advantages
 from align.alignprop.update import BatchLoss
 from align.alignprop.windows import Draw, draw_window
 from align.diffusion.denoisers import Denoiser
@@ -41,7 +41,7 @@ def policy_loss(run: Run, update: int, indices: Sequence[int]) -> BatchLoss:
     """
     c, pipe = run.config, run.pipe
     drawn, moves, draw = draw_moves(run, update, indices)
-    terms, scores = own_scores(run, drawn)
+    terms, scores = own_scores(run, drawn, update, indices)
     advantage = group_advantages(run, scores)
     denoise = run.sampler.denoiser(drawn.embeds, checkpointing=c.checkpointing)
     losses, distances = [], []

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from align.alignprop.drawn import Drawn, draw_groups, group_noises, learning_denoiser
+from align.alignprop.drawn import Drawn, draw_groups, group_noises, learning_denoiser, own_scores
 from align.alignprop.update import BatchLoss, running_spread
 from align.alignprop.windows import Draw
 from align.diffusion.forward_process import (
@@ -30,7 +30,6 @@ from align.diffusion.forward_process import (
     target,
 )
 from align.models.lora import lora_disabled
-from align.training.pictures import image_terms
 from align.training.runs import Run
 from align.training.seeding import image_seed, seeded
 
@@ -46,11 +45,12 @@ def advantages(
     scores: Float[Tensor, " b"], group_size: int, scale: float | None
 ) -> Float[Tensor, " b"]:
     """Each score less its group's mean, divided by `scale` (None: by the group's own deviation),
-    within ±5. Groups stand one after the other; images of a group that ties get 0."""
+    within ±5. Groups stand one after the other; images of a group that ties, or that has no scores
+    (NaN), get 0."""
     groups = scores.view(-1, group_size)
     centred = groups - groups.mean(1, keepdim=True)
     spread = groups.std(1, correction=0, keepdim=True) if scale is None else scale
-    return (centred / (spread + SMALL)).clamp(-LIMIT, LIMIT).flatten()
+    return (centred / (spread + SMALL)).clamp(-LIMIT, LIMIT).nan_to_num(0.0).flatten()
 
 
 def optimality(advantage: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
@@ -86,7 +86,7 @@ def forward_loss(run: Run, update: int, indices: Sequence[int]) -> BatchLoss:
     """
     c, pipe = run.config, run.pipe
     drawn = old_images(run, update, indices)
-    terms, scores = own_scores(run, drawn)
+    terms, scores = own_scores(run, drawn, update, indices)
     advantage = group_advantages(run, scores)
     kind = prediction_kind(pipe.scheduler)
     assert kind is not None  # checked before the run
@@ -133,14 +133,6 @@ def forward_loss(run: Run, update: int, indices: Sequence[int]) -> BatchLoss:
     )
 
 
-def own_scores(
-    run: Run, drawn: Drawn
-) -> tuple[dict[str, Float[Tensor, " b"]], Float[Tensor, " b"]]:
-    """The terms of the reward of these images, and the scores to compare them by."""
-    terms = image_terms(run, drawn.images, drawn.prompts, drawn.metadata)
-    return terms, run.reward.combine(run.scale(terms) if run.scale else terms)
-
-
 def group_advantages(run: Run, scores: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
     """`advantages` of whole groups by the run's own scale (`--advantage`)."""
     scales = {"mean": 1 / MEAN_SCALE, "group": None, "running": run.course.get("spread")}
@@ -161,9 +153,11 @@ def first_spread(run: Run) -> float:
     first, scores = accelerator.process_index * share, []
     for start in range(first, first + share, share // accelerator.gradient_accumulation_steps):
         size = share // accelerator.gradient_accumulation_steps
-        drawn = old_images(run, 0, range(start, start + size))
+        indices = range(start, start + size)
+        drawn = old_images(run, 0, indices)
         with seeded(image_seed("update", c.seed, 0, accelerator.process_index)):
-            scores.append(own_scores(run, drawn)[1])
+            scores.append(own_scores(run, drawn, 0, indices)[1])
+    run.failures = (-1, 0)  # the first update asks again
     gather: Any = accelerator.gather
     return running_spread(None, gather(torch.cat(scores)), c.group_size)
 

@@ -8,13 +8,12 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from align.alignprop.drawn import draw_groups, group_noises, learning_denoiser
+from align.alignprop.drawn import draw_groups, group_noises, learning_denoiser, own_scores
 from align.alignprop.update import BatchLoss
 from align.alignprop.windows import Draw
 from align.diffusion.denoisers import Denoiser
 from align.diffusion.forward_process import coefficients, corrupt, prediction_kind, target
 from align.models.lora import lora_disabled
-from align.training.pictures import image_terms
 from align.training.runs import Run
 
 
@@ -27,8 +26,7 @@ def preference_loss(run: Run, update: int, indices: Sequence[int]) -> BatchLoss:
     """
     c = run.config
     drawn = draw_groups(run, update, indices)
-    terms = image_terms(run, drawn.images, drawn.prompts, drawn.metadata)
-    scores = run.reward.combine(run.scale(terms) if run.scale else terms)
+    terms, scores = own_scores(run, drawn, update, indices)
     best, worst = ranked_pairs(scores, c.group_size)
     repeats = c.pair_timesteps
     differs = (scores[best] > scores[worst]).repeat_interleave(repeats)

@@ -34,6 +34,7 @@ from align.models.load import default_dtype, load_pipeline, torch_device, torch_
 from align.models.lora import add_lora
 from align.models.processes import own_device
 from align.rewards import load_reward
+from align.rewards.groups import comparing, pointwise
 from align.runs.folder import check_folder
 from align.training.checkpoints import digest_of
 from align.training.optimizer import make_schedule
@@ -176,9 +177,19 @@ def open_session(config: TrainConfig, *, reward: Any = None, pipe: Any = None) -
             "scheduler": scheduler,
             "eta": config.eta or None,
         },
+        periods=picture_periods(pipe),
         scale=RunningScale() if config.normalize_rewards else None,
         sharded=config.shard,
     )
+
+
+def picture_periods(pipe: Any) -> tuple[int, ...]:
+    """The sides in pixels of a cell of the latents and of a patch of the denoiser."""
+    family = family_of(pipe)
+    cell = family.latent_factor(pipe)
+    own = getattr(denoiser_module(pipe).config, "patch_size", 1)
+    patch = max(family.latent_patch, own) if isinstance(own, int) else family.latent_patch
+    return tuple(dict.fromkeys((cell, cell * patch)))
 
 
 def name_given(config: TrainConfig, reward: Any, pipe: Any) -> TrainConfig:
@@ -226,6 +237,13 @@ def open_processes(config: TrainConfig, pipe: Any) -> tuple[Accelerator, torch.d
 def trained_reward(config: TrainConfig, device: Any = "cpu", reward: Any = None) -> Any:
     """The run's reward, frozen. Raises ValueError where it has no gradient."""
     reward = load_reward(config.reward if reward is None else reward, device)
+    if not config.compares:
+        pointwise(reward, "learning from pairs" if config.pairs else f"method {config.method}")
+    if config.normalize_rewards and comparing(reward.functions):
+        raise ValueError(
+            f"normalize_rewards is given, and {comparing(reward.functions)[0]} has scores within a "
+            "group alone, which have no running mean; leave it out"
+        )
     if METHODS[config.method].through_sampler:
         refuse_undifferentiable(reward)
     return reward.eval().requires_grad_(False)

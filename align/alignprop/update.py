@@ -19,7 +19,7 @@ from align.language.prompts import draw_prompts
 from align.models.lora import lora_disabled
 from align.training.groups import flat_share
 from align.training.optimizer import average_gradients
-from align.training.pictures import image_terms
+from align.training.pictures import image_terms, means_of
 from align.training.runs import Run
 from align.training.seeding import image_seed, seeded
 from align.training.stopping import agreed
@@ -79,7 +79,8 @@ def batch_loss(run: Run, update: int, indices: Sequence[int]) -> BatchLoss:
     )
     images = decode(pipe, latents, checkpointing=c.checkpointing)
     repeats = len(images) // len(prompts)
-    terms = image_terms(run, images, prompts * repeats, metadata * repeats)
+    each = list(indices) * repeats
+    terms = image_terms(run, images, prompts * repeats, metadata * repeats, each, update, each)
     scores = run.reward.combine(run.scale(terms) if run.scale else terms)
     gradients = term_gradients(images, terms) if c.term_gradients else {}
     kl = distance.mean() if distance else None
@@ -160,10 +161,14 @@ def figures(run: Run, parts: list[BatchLoss]) -> dict[str, Any]:
             run.course["spread"] = running_spread(run.course["spread"], scaled, c.group_size)
         if run.scale is not None:
             run.scale.update(terms)
-        record = {"reward": scores.mean().item(), "reward_std": scores.std(correction=0).item()}
+        known = scores[scores.isfinite()]  # all, unless a server failed and may
+        if len(known):
+            record = {"reward": known.mean().item(), "reward_std": known.std(correction=0).item()}
+        if len(known) < len(scores):
+            record["dropped"] = 1 - len(known) / len(scores)
         if c.compares:
             record["flat_groups"] = flat_share(run, scores, c.group_size)
-        record["terms"] = {name: score.mean().item() for name, score in terms.items()}
+        record["terms"] = means_of(terms)
     for name in parts[0].figures:
         values = torch.stack([part.figures[name] for part in parts])
         record[name] = gather(values).mean().item()
@@ -179,6 +184,9 @@ def figures(run: Run, parts: list[BatchLoss]) -> dict[str, Any]:
 def running_spread(former: float | None, scores: Float[Tensor, " n"], group_size: int) -> float:
     """The running deviation of scores from their group's mean, of which nine tenths are former."""
     groups = scores.double().view(-1, group_size)
+    groups = groups[groups.isfinite().all(1)]
+    if not len(groups):
+        return former or 0.0
     square = (groups - groups.mean(1, keepdim=True)).square().mean().item()
     return square**0.5 if former is None else (0.9 * former**2 + 0.1 * square) ** 0.5
 

@@ -8,6 +8,7 @@ from align.config.commands import ExplainConfig
 from align.models.load import torch_device
 from align.rewards import load_reward
 from align.rewards.facts import explain
+from align.rewards.groups import pointwise
 from align.runs.pictures import read_image
 
 
@@ -27,7 +28,7 @@ def run(config: ExplainConfig) -> str:
         if not Path(path).is_file():
             raise FileNotFoundError(f"no picture {path}")
     pictures = [read_image(Path(path))[None] for path in paths]
-    reward = load_reward(config.reward, torch_device(config.device))
+    reward = pointwise(load_reward(config.reward, torch_device(config.device)), "rewards explain")
     lines = []
     for path, picture in zip(paths, pictures, strict=True):
         found = explain(reward, picture, [prompt])

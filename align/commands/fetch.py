@@ -63,7 +63,10 @@ def list_text() -> str:
                 f"{source.licence:<14}{known:<18}{source.repo} ({files})"
             )
     lines += [f"{name:<34}{'':>14}  {'':<14}{'':<18}{text}" for name, text in SETS.items()]
-    lines += ["", "clip:, blip-vqa:, vqascore: and detector:model= take any OWNER/NAME of the Hub."]
+    lines += [
+        "",
+        "clip:, blip-vqa:, vqascore:, ocr: and detector:model= take any OWNER/NAME of the Hub.",
+    ]
     return "\n".join(lines)
 
 

@@ -15,6 +15,7 @@ from align.language.prompts import load_prompts
 from align.models.load import EMBEDDED, embedded_models, load_pipeline
 from align.rewards import load_reward
 from align.rewards.catalogue import SETS
+from align.rewards.groups import pointwise
 from align.rewards.listing import list_rewards
 from align.runs.folder import check_folder, image_grid, log_metrics, open_run, save_image
 
@@ -32,6 +33,8 @@ def generate_images(config: GenerateConfig) -> Path:
     prompts, metadata = _prompts(config)
     check_folder(config.out, config.overwrite)
     reward = load_reward(config.reward, config.device) if config.reward else None
+    if reward:
+        pointwise(reward, "generate")
     pipe = load_pipeline(
         config.model,
         lora=config.lora,

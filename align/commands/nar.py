@@ -15,6 +15,7 @@ from align.nar.clips import check_format, save_clip
 from align.nar.load import load_nar_pipeline as load_nar_pipeline
 from align.nar.video_pipeline import NARVideoPipeline, filmstrip
 from align.rewards import load_reward
+from align.rewards.groups import pointwise
 from align.runs.folder import check_folder, image_grid, log_metrics, open_run, save_image
 from align.training.report import summary_by_one
 
@@ -94,6 +95,8 @@ def generate_nar(config: NarGenerateConfig) -> Path:
     """
     check_folder(config.out, config.overwrite)
     reward = load_reward(config.reward, config.device) if config.reward else None
+    if reward:
+        pointwise(reward, "nar generate")
     pipe = load_nar_pipeline(config.model, config.device, config.dtype, config.lora)
     conditions, metadata = _conditions(config, pipe)
     _check_clip(config, pipe)

@@ -20,6 +20,7 @@ from align.noise_opt.search import check_budget, measure_backward_cost, optimize
 from align.noise_opt.weights import weigh
 from align.rewards import load_reward
 from align.rewards.catalogue import SCENES_REWARD
+from align.rewards.groups import pointwise
 from align.runs.files import claimed, write_json
 from align.runs.folder import check_folder, load_config, log_metrics, open_run, save_image
 
@@ -54,6 +55,8 @@ def optimize_prompts(config: OptimizeRunConfig) -> Path:
     if config.resume is None:
         check_folder(config.out, config.overwrite)
     reward = load_reward(default_reward(config), config.device)
+    if config.method != "bon":
+        pointwise(reward, f"method {config.method}")
     for job in jobs:
         weigh(reward, job.prompt, config.own("weights"), config.category)
     pipe: Any = load_pipeline(

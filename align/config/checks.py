@@ -45,6 +45,18 @@ REMOVED: dict[str, dict[str, Any]] = {
 }
 
 
+def read_stop(text: str) -> float:
+    """The limit in `grid:0.01`. Raises ValueError for any other form."""
+    name, _, limit = str(text).partition(":")
+    try:
+        value = float(limit)
+    except ValueError:
+        value = float("nan")
+    if name != "grid" or not 0 < value < float("inf"):
+        raise ValueError(f"stop_on is {text!r}; it must be grid:NUMBER, such as grid:0.01")
+    return value
+
+
 def check(config: Any) -> None:
     """Raise ValueError naming the first field that its type does not allow: the values of a
     `Literal` or `OneOf`, the range of a `Count` and its like. None is always allowed."""

@@ -5,7 +5,16 @@ differs. Standard library only."""
 from dataclasses import InitVar, dataclass, fields
 from typing import Any, Literal
 
-from align.config.checks import Attention, Count, CountOr0, Dtype, NotNegative, Positive, Share
+from align.config.checks import (
+    Attention,
+    Count,
+    CountOr0,
+    Dtype,
+    NotNegative,
+    Positive,
+    Share,
+    read_stop,
+)
 
 # What a user sets most.
 FIRST = (
@@ -128,6 +137,8 @@ class LoraTraining:
     """Updates between two judgments."""
     patience: Count | None = None
     """Stop after this many judgments without a new best."""
+    stop_on: str | None = None
+    """Stop where a measure of hacking has risen so far above the base's: grid:0.01."""
     sample_every: CountOr0 = 25
     """Updates between two image grids; 0 draws only the first and the last."""
     checkpoint_every: CountOr0 = 25
@@ -140,6 +151,14 @@ class LoraTraining:
     """Where curves go beside metrics.jsonl."""
     push_to_hub: str | None = None
     """Upload the LoRA to this Hub id at the end."""
+
+    def check_judging(self) -> None:
+        """Raise ValueError where a setting needs a judge and there is none, or has no such form."""
+        for name in ("judge_prompts", "patience", "stop_on"):
+            if getattr(self, name) is not None and self.judge is None:
+                raise ValueError(f"{name} is {getattr(self, name)!r}, which needs a judge")
+        if self.stop_on is not None:
+            read_stop(self.stop_on)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -273,6 +273,7 @@ class NarAlignConfig(LoraTraining, RunFolder, Resumable):
             )
         if self.lora_targets == ():
             raise ValueError("lora_targets is empty; name at least one layer, such as qkv")
+        self.check_judging()
         imply_out(self)
 
 

@@ -188,9 +188,7 @@ class TrainConfig(
             raise ValueError(f"method is {self.method!r}, which needs pictures: give --pairs")
         if self.compares:
             self._check_groups()
-        for name in ("judge_prompts", "patience"):
-            if getattr(self, name) is not None and self.judge is None:
-                raise ValueError(f"{name} is {getattr(self, name)!r}, which needs a judge")
+        self.check_judging()
         if self.lora_targets == ():
             raise ValueError("lora_targets is empty; name at least one layer, such as to_q")
         window = self.window

@@ -26,6 +26,7 @@ from align.models.lora_files import parse_lora
 from align.nar.clips import save_clip
 from align.rewards import load_reward
 from align.rewards.facts import Fact, explain
+from align.rewards.groups import pointwise
 from align.runs.folder import grid_images, save_image
 from align.runs.page import objects_text
 
@@ -119,7 +120,7 @@ def _load(model: str, lora: tuple[str, ...], changed: tuple[float, ...]) -> Any:
 @functools.lru_cache(maxsize=KEPT_REWARDS)
 def reward_of(expression: str) -> Any:
     """The reward of an expression; the last few are kept."""
-    return load_reward(expression, best_device())
+    return pointwise(load_reward(expression, best_device()), "this page")
 
 
 def written(lora: str) -> float:

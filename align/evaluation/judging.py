@@ -11,7 +11,8 @@ from torch import Tensor
 from align.config.evaluate import EvaluationConfig
 from align.evaluation.methods import Method
 from align.language.prompts import PromptSet
-from align.rewards import load_judge, load_reward
+from align.rewards import load_judge, load_reward, parse_expression
+from align.rewards.catalogue import SERVERS
 from align.rewards.identity import shared, terms_of
 from align.rewards.provenance import choosing_terms, trained_terms
 from align.rewards.provenance import trained_reward as trained_reward
@@ -92,13 +93,21 @@ def load_judges(
     expression, scenes = judge_expression(config.judge, prompts, size)
     optimized = optimized_terms(config, methods)
     also = config.also or (SCENES_REWARDS if scenes else None)
-    names = [*optimized, *(terms_of(also) if also else [])]
+    if config.also and parse_expression(config.also).kind_within("rank"):
+        raise ValueError(
+            f"--also takes scores of single images, and {config.also} compares those of a prompt; "
+            "name the reward in rank(...) itself"
+        )
+    named = terms_of(",".join(one for one in (config.reward, also) if one) or "verifier")
+    # Servers that a LoRA was trained by are asked where somebody names them alone.
+    known = [one for one in optimized if one in named or one.partition(":")[0] not in SERVERS]
+    names = [*known, *(terms_of(also) if also else [])]
     others = ",".join(dict.fromkeys(name for name in names if name not in VERIFIER))
     return Judges(
         expression=expression,
         judge=load_judge(expression, config.device),
         optimized=optimized,
-        others=load_reward(others, config.device) if others else None,
+        others=load_reward(others, config.device).alone() if others else None,
         scenes=scenes,
         chosen=tuple(choosing_terms(_sources(config, methods))),
     )

@@ -29,6 +29,7 @@ from align.language.prompts import PromptSet, default_prompts
 from align.models.load import load_pipeline
 from align.rewards import load_reward
 from align.rewards.catalogue import SCENES_REWARD
+from align.rewards.groups import pointwise
 from align.rewards.reward import Reward
 from align.runs.files import claimed, write_json
 from align.runs.folder import save_image
@@ -77,6 +78,8 @@ def make_plan(
     judges = load_judges(config, prompts, parsed, size)
     searches = any(method.searches for method in parsed)
     reward = load_reward(config.reward, config.device) if config.reward and searches else None
+    if reward:
+        pointwise(reward, "a comparison of methods")
     drawn = [pipes[method.label] for method in parsed if method.nar is None]
     scheduler = type(drawn[0].scheduler).__name__ if drawn else None
     folder = open_shared_run(config, command, scheduler=scheduler)

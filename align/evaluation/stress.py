@@ -26,6 +26,7 @@ from align.language.prompts import PromptSet, default_prompts, load_prompts
 from align.models.load import load_pipeline, torch_device
 from align.noise_opt.paint import check_grad_steps
 from align.rewards import load_judge, load_reward
+from align.rewards.groups import pointwise
 from align.rewards.reward import Reward
 from align.runs.files import write_json
 from align.runs.folder import check_folder, image_grid, log_metrics, open_run, save_image
@@ -121,7 +122,7 @@ def _reward(config: StressConfig) -> Reward:
     """What is raised. Raises ValueError where a term of it has no gradient."""
     if not config.reward:
         raise ValueError("--reward is needed: what to raise, such as scenes-clip")
-    reward = load_reward(config.reward, torch_device(config.device))
+    reward = pointwise(load_reward(config.reward, torch_device(config.device)), "rewards stress")
     flat = [n for n, f in reward.functions.items() if not getattr(f, "differentiable", True)]
     if flat:
         raise ValueError(

@@ -29,8 +29,10 @@ from align.evaluation.statistics import BOUNDS, Estimate, difference, estimate
 from align.rewards.identity import terms_of
 from align.runs.folder import describe_run
 from align.runs.pictures import read_image
+from align.training.measures import grid_rises, means, measure, strongest, untrained_features
 
 TRUE_SCENES = 900  # renders that stand for the real pictures of the scenes world
+PERIODS = (8, 16)  # of grids: an autoencoder's cell, and a patch of two
 TRUE_NEAREST = 200  # of which as many show how far a new true picture lies from the training ones
 
 Records = Sequence[dict[str, Any]]
@@ -174,6 +176,8 @@ class _Extras:
         self.features, self.kind = _feature_network(plan)
         self.real: Tensor | None = None
         self.training: Tensor | None = None
+        self.first: dict[str | None, dict[str, Any]] = {}
+        self.untrained = untrained_features(plan.judges.optimized, plan.config.device, self.scenes)
         prompts = [record["prompt"] for record in records]
         if self.features and (self.scenes or plan.config.real):
             real = (
@@ -204,11 +208,28 @@ class _Extras:
             }
         if self.training is not None:
             found["nearest"] = _nearest(every, self.training)
+        if hacking := self._hacking(every, budget):
+            found["hacking"] = hacking
         return found
+
+    def _hacking(self, images: list[Tensor], budget: str | None) -> dict[str, Any] | None:
+        """The measures against hacking, and the grid against that of the first method; None for
+        pictures of several sizes."""
+        if len({image.shape for image in images}) > 1:
+            return None
+        features = self.untrained[1] if self.untrained else None
+        found = measure(images, self.plan.repeats, PERIODS, features)
+        first = self.first.setdefault(budget, found)
+        risen = strongest(grid_rises(first, found)) if found is not first else None
+        grid = risen and dict(
+            zip(("period", "rise", "low", "high"), (int(risen[0]), *risen[1]), strict=True)
+        )
+        return {"means": means(found), "grid": grid}
 
     def references(self) -> dict[str, Any]:
         """What true pictures get, to read the figures by."""
-        found: dict[str, Any] = {"features": self.kind}
+        untrained = self.untrained[0] if self.untrained else None
+        found: dict[str, Any] = {"features": self.kind, "vendi": untrained}
         prompts = [record["prompt"] for record in self.records]
         count = len(self.records) * self.plan.repeats
         if self.scenes and self.real is not None and self.features and count > 1:

@@ -14,6 +14,7 @@ from align.evaluation.wording import (
     signed,
     with_interval,
 )
+from align.training.measures import TONE
 
 Table = tuple[list[str], list[list[str]], str]
 
@@ -33,7 +34,33 @@ def tables(report: dict[str, Any]) -> dict[str, Table]:
         made["Diversity"] = _diversity(report)
     if any("quality" in one or "nearest" in one for one in report["figures"]):
         made["Distance to real pictures"] = _quality(report)
+    if any("hacking" in one for one in report["figures"]):
+        made["Against hacking"] = _hacking(report)
     return made
+
+
+def _hacking(report: dict[str, Any]) -> Table:
+    shown = [one for one in distinct(report) if "hacking" in one]
+    names = list(dict.fromkeys(name for one in shown for name in one["hacking"]["means"]))
+    rows = []
+    for one in shown:
+        found, grid = one["hacking"]["means"], one["hacking"]["grid"]
+        change = "-"
+        if grid:
+            change = f"{grid['rise']:+.2g} ({grid['low']:+.2g} to {grid['high']:+.2g})"
+            change += f" at {grid['period']} px"
+        cells = [f"{found[name]:.4g}" if name in found else "-" for name in names]
+        rows.append([label(one, report), *cells, change])
+    parts = [f"{name}: {text}" for name, text in TONE.items() if name in names]
+    note = (
+        f"{'; '.join(parts)}; grid: by how much one line of pixels of a period stands out from the "
+        "others, at the strongest period. The last column is its rise over the first method, with "
+        "a 95 % interval over prompts."
+    )
+    if "vendi" in names:
+        kind = report["references"]["vendi"]
+        note += f" vendi: how many different pictures a prompt has, by features of {kind}."
+    return ["method", *names, "grid, against the first"], rows, note
 
 
 def _scores(report: dict[str, Any]) -> Table:

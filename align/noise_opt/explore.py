@@ -18,7 +18,13 @@ ELITES = 2
 
 
 def bon(s: Setup) -> Search:
-    """Best of N: `seeds` noises (under a budget, unless seeds are given, all it pays for)."""
+    """Best of N: `seeds` noises (under a budget, unless seeds are given, all it pays for).
+
+    Where the reward compares images, one round: those of `seeds` that the budget pays for.
+    """
+    if s.whole:
+        yield Ask(s.draw(0, s.purse.fits(images=s.seeds)), "explore")
+        return
     limit = s.seeds if s.seeds_given or s.purse.budget is None else 1_000_000
     done = 0
     while count := s.purse.fits(images=min(s.batch_size, limit - done)):

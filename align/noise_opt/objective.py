@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from align.rewards.expression import Combination, Term, format_expression, leaves
+from align.rewards.expression import Combination, Term, format_expression, scored
 from align.rewards.reward import Reward
 
 # Losses of the release: 1 - 2 HPS, 1 - (ImageReward + 3) / 6, 1 - DA-Score, 1 - VQAScore.
@@ -74,7 +74,7 @@ def parts_of(reward: Reward) -> tuple[Part, ...]:
 def _part(
     reward: Reward, item: Term | Combination, weight: float, mean: float = 0.0, std: float = 1.0
 ) -> Part:
-    functions = [reward.functions[term.key] for term in leaves(item)]
+    functions = [reward.functions[format_expression(one)] for one in scored(item)]
     smooth = all(getattr(function, "differentiable", True) for function in functions)
     return Part(format_expression(item), item, weight, mean, std, smooth)
 

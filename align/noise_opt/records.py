@@ -104,6 +104,8 @@ class Setup:
     purse: Purse
     preview: int = 0
     """Steps after which the predicted x_0 tells hopeless noises; 0 where it cannot."""
+    whole: bool = False
+    """Whether the reward compares images, so that scores of one `Ask` alone can be compared."""
 
     def normal_like(self, noise: Tensor) -> Tensor:
         """Fresh unit noise of this shape, reproducible on every device."""

@@ -24,6 +24,7 @@ from align.noise_opt.records import Answer, Ask, OptimizeStep, Setup
 from align.noise_opt.regularizers import prior_gradient
 from align.noise_opt.weights import Weighing, weigh
 from align.rewards import load_reward
+from align.rewards.groups import comparing, pointwise
 
 TIMED = 3  # runs that a backward's cost is the median of
 
@@ -53,6 +54,8 @@ def optimize(
     if not prompt.strip():
         raise ValueError("the prompt is empty; say what the image should show")
     reward = load_reward(reward)
+    if config.method != "bon":
+        pointwise(reward, f"method {config.method}")
     weighing = weigh(reward, prompt, config.own("weights"), config.category)
     if SEARCHES[config.method].pull:
         check_gradients(config.method, weighing.objective.parts)
@@ -213,6 +216,7 @@ def _setup(
         batch_size=config.batch_size,
         purse=purse,
         preview=preview,
+        whole=bool(comparing(objective.reward.functions)),
     )
 
 

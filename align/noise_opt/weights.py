@@ -61,7 +61,7 @@ def weigh(reward: Reward, prompt: str, weights: str, category: str | None = None
     lines = [f"category: {shares or 'unknown'} ({guess.why})"]
     if len(parts) == 1 or not all(isinstance(part.expression, Term) for part in parts):
         why = (
-            "there is one term" if len(parts) == 1 else "min and product have weights of their own"
+            "there is one term" if len(parts) == 1 else "min, product and rank are no single terms"
         )
         return Weighing(Objective(reward, parts), guess, (*lines, f"weights: uniform, as {why}"))
     names = [part.name for part in parts]

@@ -40,9 +40,15 @@ def load_reward(reward, device=None, *, micro_batch_size: int = 64, statistics=N
 
 
 def load_judge(judge, device=None, *, micro_batch_size: int = 64, statistics=None) -> "Reward":
-    """As `load_reward`, and the `JUDGES` are allowed: for measuring only."""
+    """As `load_reward`, and the `JUDGES` are allowed: for measuring only.
+
+    Raises ValueError for what compares images with each other too: a judge measures single ones.
+    """
+    from align.rewards.groups import pointwise
     from align.rewards.reward import build_reward
 
-    return build_reward(
-        judge, device, REWARDS | JUDGES, refused={}, batch=micro_batch_size, statistics=statistics
+    known = REWARDS | JUDGES
+    loaded = build_reward(
+        judge, device, known, refused={}, batch=micro_batch_size, statistics=statistics
     )
+    return pointwise(loaded, "a judge")

@@ -127,6 +127,8 @@ REWARDS = {
     "blip-vqa": Named("align.rewards.blip_vqa:load",
         "product of p(yes) over the prompt's noun phrases", "0 to 1", {"": (BLIP_VQA,)},
         any_repository=True, explains=True),
+    "chat": Named("align.rewards.chat:load",
+        "what a model behind a chat server says of the picture", "0 to 1, or the answer's"),
     "clip": Named("align.rewards.clip:load", "100 cos(image, prompt) of a CLIP", "-100 to 100",
         {"": (CLIP_L,)}, any_repository=True),
     "da-score": Named("align.rewards.blip_vqa:load_da_score",
@@ -139,6 +141,9 @@ REWARDS = {
         "Apache-2.0"),)}),
     "hps": Named("align.rewards.hps:load", "human preference score v2.1, cos(image, prompt)",
         "-1 to 1", {"": _hps("HPS_v2.1_compressed.pt"), "2.0": _hps("HPS_v2_compressed.pt")}),
+    "http": Named("align.rewards.http_scorer:http", "scores from a server of one's own",
+        "the server's"),
+    "https": Named("align.rewards.http_scorer:https", "the same, encrypted", "the server's"),
     "image-reward": Named("align.rewards.image_reward:load",
         "what experts prefer, in standard deviations", "unbounded",
         {"": (Source("THUDM/ImageReward", ("ImageReward.pt",), size=1790 * _MB,
@@ -152,6 +157,9 @@ REWARDS = {
         licence="MIT (code)"), Source(CLIP_H.repo, _CLIP_FILES, size=2 * _MB, licence="MIT"))}),
     "nsfw": Named("align.rewards.nsfw:load", "whether the picture is safe for work, a judge",
         "about 0 to 1", {"": (NSFW, CLIP_H)}),
+    "ocr": Named("align.rewards.ocr:load", "how near the text read comes to the one quoted",
+        "0 to 1", {"": (Source("microsoft/trocr-base-printed", ("config.json",), True, 1335 * _MB,
+        "MIT"),)}, any_repository=True),
     "pickscore": Named("align.rewards.pickscore:load",
         "what users pick, about 100 cos(image, prompt)", "-100 to 100",
         {"": (Source("yuvalkirstain/PickScore_v1", ("config.json",), True, 3946 * _MB, "MIT"),
@@ -171,6 +179,9 @@ REWARDS = {
         12100), "clip-flant5-xxl": _flan_t5("xxl", 46000)}, any_repository=True),
 }  # fmt: skip
 
+# Those that ask a server: what it loads is its own.
+SERVERS = ("http", "https", "chat")
+
 # Judges only measure: training on what also judges would make the measurement worthless.
 JUDGES = {
     "taste": Named("align.rewards.judges:load_taste",
@@ -181,14 +192,19 @@ JUDGES = {
         "share of stated facts that hold", "0 to 1"),
 }  # fmt: skip
 
+# Networks that measure and reward nothing: `align fetch` has them too.
+MEASURES = {
+    "dinov2": (Source("facebook/dinov2-base", ("config.json",), True, 346 * _MB, "Apache-2.0"),),
+}
+
 
 def published() -> dict[str, tuple[Source, ...]]:
-    """What terms of a reward expression load, of those with published weights."""
+    """What terms of a reward expression load, of those with published weights, and measures."""
     return {
         f"{name}:{argument}" if argument else name: found
         for name, reward in (REWARDS | JUDGES).items()
         for argument, found in reward.sources.items()
-    }
+    } | MEASURES
 
 
 def sources(name: str, argument: str | None = None) -> tuple[Source, ...]:
@@ -199,13 +215,15 @@ def sources(name: str, argument: str | None = None) -> tuple[Source, ...]:
     """
     reward = (REWARDS | JUDGES).get(name)
     if reward is None or not reward.sources:
-        return ()
+        return MEASURES.get(name, ()) if argument is None else ()
     if argument is not None and name == "detector":
         parts = [part.partition("=") for part in argument.split(";")]
         model = {key: value for key, _, value in parts}.get("model")
         default = _other(model, reward.sources[""])
         return reward.sources.get(f"model={model}", default)
     default = reward.sources[""]
+    if name == "ocr" and argument is not None:
+        argument = argument.partition(";")[0] or None
     if reward.any_repository:
         default = _other(argument, default)
     return reward.sources.get(argument or "", default)

@@ -1,9 +1,10 @@
-"""Reward expressions: `NAME[:ARGUMENT][=WEIGHT]`, commas, `min(...)`, `product(...)`, `z(...)`.
+"""Reward expressions: `NAME[:ARGUMENT][=WEIGHT]`, commas, `min`, `product`, `z`, `rank`.
 
     hps=1,aesthetic=0.1            weighted sum
     min(scenes-clip,scenes-vqa=2)  the smallest of the weighted terms, image by image
     product(a,b)                   their product (sensible for scores >= 0)
     z(a=2,b)                       2 (a - mean_a) / std_a + (b - mean_b) / std_b
+    rank(a)                        the rank by a among the images of the prompt, from 0 to 1
     rewards.py:sharpness=0.5       a user's own function, in any place a name may stand
 
 A weight is the last `=NUMBER` of a term, so arguments may hold `=` (`detector:remove=person`).
@@ -16,7 +17,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-COMBINATORS = ("min", "product", "z")
+COMBINATORS = ("min", "product", "z", "rank")
 KEYS = {"detector": ("present", "remove", "count", "model")}  # settings that rewards take as KEY=
 _NAME = re.compile(r"[A-Za-z][\w.-]*")
 _FUNCTION = re.compile(r"(?P<path>.+\.py):(?P<function>[A-Za-z_]\w*)")
@@ -37,7 +38,7 @@ class Term:
 
 @dataclass(frozen=True)
 class Combination:
-    """`kind` is sum, min, product or z; `items` are (part, weight)."""
+    """`kind` is sum, min, product, z or rank; `items` are (part, weight)."""
 
     kind: str
     items: tuple[tuple["Term | Combination", float], ...]
@@ -53,6 +54,13 @@ def leaves(node: Term | Combination) -> list[Term]:
     if isinstance(node, Term):
         return [node]
     return list(dict.fromkeys(leaf for part, _ in node.items for leaf in leaves(part)))
+
+
+def scored(node: Term | Combination) -> list[Term | Combination]:
+    """What of an expression is scored by itself, each once: terms, and `rank(...)` as a whole."""
+    if isinstance(node, Term) or node.kind == "rank":
+        return [node]
+    return list(dict.fromkeys(one for part, _ in node.items for one in scored(part)))
 
 
 def parse_expression(text: str) -> Combination:
@@ -141,7 +149,9 @@ def _read_call(text: str, at: int, call: re.Match) -> tuple[tuple[Combination, f
     if close == len(text):
         raise _error(text, len(text), f"the parenthesis of {kind}( is never closed")
     if kind == "z" and not all(isinstance(part, Term) for part, _ in inner):
-        raise _error(text, at, "z(...) takes rewards only, not min, product or z")
+        raise _error(text, at, "z(...) takes rewards only, not min, product, z or rank")
+    if kind == "rank" and (len(inner) > 1 or not isinstance(inner[0][0], Term) or inner[0][1] != 1):
+        raise _error(text, at, "rank(...) takes one reward, without a weight")
     end = min((i for i in (text.find(c, close + 1) for c in ",)") if i >= 0), default=len(text))
     rest = text[close + 1 : end].strip()
     if rest and not rest.startswith("="):
@@ -160,7 +170,7 @@ def _read_term(text: str, at: int, body: str) -> tuple[Term, float]:
         raise _error(
             text,
             at + len(head),
-            f"{tail} may be a weight or the value of {re.split('[:;]', head)[-1].strip()!r}; for "
+            f"{tail} may be a weight or the value of {re.split('[:;?&]', head)[-1].strip()!r}; for "
             f"the value write {body}=1",
         )
     function = _FUNCTION.fullmatch(head)
@@ -179,6 +189,8 @@ def _read_term(text: str, at: int, body: str) -> tuple[Term, float]:
 def _is_key(head: str) -> bool:
     """Whether a term without its last `=NUMBER` ends in the key of one of its settings."""
     name, _, argument = head.partition(":")
+    if name.strip() in ("http", "https", "chat") and re.search(r"\?([^;]*&)?[^;=&]*$", argument):
+        return True  # of the address's query
     return argument.split(";")[-1].strip() in KEYS.get(name.strip(), ())
 
 

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
-from align.rewards.catalogue import SETS, Source, sources
+from align.rewards.catalogue import SERVERS, SETS, Source, sources
 from align.rewards.expression import Term, expand, leaves, parse_expression
 from align.rewards.weights import CHECKPOINTS, MODEL_FILES, find_file
 
@@ -36,6 +36,8 @@ def _marks(name: str) -> set[str]:
         path = Path(term.name)
         marks = {f"{path.resolve()}:{term.argument}"}
         return marks | ({f"{_content(path)}:{term.argument}"} if path.is_file() else set())
+    if term.name in SERVERS:
+        return {(term.argument or "").partition(";")[0].partition("//")[2]}
     found = sources(term.name, term.argument)
     if not found:
         return {ALIASES.get(term.name, term.name)}

@@ -1,7 +1,7 @@
 """The `Reward` object: checks its input, scores each term, combines them as the expression says."""
 
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
@@ -11,8 +11,18 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from align.config.checks import one_of
+from align.rewards import score_cache
 from align.rewards.catalogue import SETS, Named
-from align.rewards.expression import Combination, Term, expand, leaves, parse_expression
+from align.rewards.expression import (
+    Combination,
+    Term,
+    expand,
+    format_expression,
+    leaves,
+    parse_expression,
+    scored,
+)
+from align.rewards.groups import Rank, comparing, group_rows, wants_group
 from align.rewards.user import UserReward, load_function
 from align.rewards.weights import sharing
 
@@ -81,37 +91,57 @@ class Reward(nn.Module):
         images: Float[Tensor, "b 3 h w"],
         prompts: Sequence[str],
         metadata: Sequence[dict] | None = None,
+        groups: Sequence[Hashable] | None = None,
     ) -> Float[Tensor, " b"]:
-        """The combined score of each image.
+        """The combined score of each image; `groups` as in `terms`.
 
         Raises:
             ValueError, TypeError: images not as above, not one non-empty prompt (and metadata, if
                 given) per image, or a user's function that fails or returns something else.
         """
-        return self.combine(self.terms(images, prompts, metadata))
+        return self.combine(self.terms(images, prompts, metadata, groups))
 
     def terms(
         self,
         images: Float[Tensor, "b 3 h w"],
         prompts: Sequence[str],
         metadata: Sequence[dict] | None = None,
+        groups: Sequence[Hashable] | None = None,
     ) -> dict[str, Float[Tensor, " b"]]:
-        """The score of each term, unweighted and not normalised, by its name in the expression."""
+        """The score of each term, unweighted and not normalised, by its name in the expression.
+
+        Terms that compare images get whole groups: images of equal ids in `groups`, by default one
+        group a run of equal prompts. All others are scored `micro_batch_size` at a time.
+        """
         check_images(images)
         check_prompts(prompts, len(images))
         if metadata is not None and len(metadata) != len(images):
             raise ValueError(f"got {len(metadata)} metadata for {len(images)} images")
         if self.device is not None:
             images = images.to(self.device)
-        scores: dict[str, list[Tensor]] = {name: [] for name in self.functions}
-        for start in range(0, len(images), self.batch):
-            piece = slice(start, start + self.batch)
-            for name, function in self.functions.items():
-                scores[name].append(
-                    _score(name, function, images[piece], list(prompts[piece]),
-                           None if metadata is None else metadata[piece])
-                )  # fmt: skip
-        return {name: torch.cat(parts) for name, parts in scores.items()}
+        each = list(torch.arange(len(images)).split(self.batch))
+        return {
+            name: _score_all(
+                name,
+                function,
+                [torch.tensor(rows) for rows in group_rows(prompts, groups, name)]
+                if wants_group(function)
+                else each,
+                images,
+                prompts,
+                metadata,
+            )
+            for name, function in self.functions.items()
+        }
+
+    def alone(self) -> "Reward":
+        """What of the reward scores single images: its terms without those that compare images;
+        of `rank(TERM)` the term. Only their `terms` mean something."""
+        functions = {n: f for n, f in self.functions.items() if not wants_group(f)}
+        for function in self.functions.values():
+            if isinstance(function, Rank):
+                functions |= function.reward.alone().functions
+        return Reward(self.expression, functions, {}, self.device, self.batch)
 
     def combine(self, terms: dict[str, Float[Tensor, " b"]]) -> Float[Tensor, " b"]:
         """The expression's value from the scores of its terms, as `terms` returns them."""
@@ -123,6 +153,8 @@ class Reward(nn.Module):
         """The value of a part of the expression from the scores of its terms."""
         if isinstance(node, Term):
             return terms[node.key]
+        if node.kind == "rank":
+            return terms[format_expression(node)]
         if node.kind == "z":
             values = []
             for part, weight in node.items:
@@ -135,6 +167,34 @@ class Reward(nn.Module):
         if node.kind == "min":
             return stack.amin(0)
         return stack.prod(0) if node.kind == "product" else stack.sum(0)
+
+
+def _score_all(
+    name: str,
+    function: Callable,
+    pieces: list[Tensor],
+    images: Tensor,
+    prompts: Sequence[str],
+    metadata: Sequence[dict] | None,
+) -> Float[Tensor, " b"]:
+    """A term's scores of all images, those of each piece's rows in one call."""
+    order, parts = torch.cat(pieces), []
+    for rows in pieces:
+        picked = rows.tolist()
+        run = slice(picked[0], picked[0] + len(picked))
+        together = picked == list(range(run.start, run.stop))  # then nothing is copied
+        with score_cache.rows(picked):
+            parts.append(
+                _score(
+                    name,
+                    function,
+                    images[run] if together else images[rows.to(images.device)],
+                    [prompts[row] for row in picked],
+                    None if metadata is None else [metadata[row] for row in picked],
+                )
+            )
+    scores = torch.cat(parts)
+    return scores[order.argsort().to(scores.device)] if len(parts) > 1 else scores
 
 
 def _score(name: str, function: Callable, images: Tensor, prompts: list[str], metadata) -> Tensor:
@@ -176,7 +236,12 @@ def build_reward(
         _check_name(term, known, refused)
     stored = _statistics(tree, statistics)
     with sharing():
-        functions = {term.key: _load_term(term, known, device) for term in terms}
+        functions = {
+            format_expression(one): _load(one, known, device, batch) for one in scored(tree)
+        }
+    compared = set(comparing(functions))
+    if lost := [part.key for part, _ in _normalised(tree) if part.key in compared]:
+        raise ValueError(f"z({lost[0]}): {lost[0]} compares images, which z(...) cannot normalise")
     return Reward(tree, functions, stored, device, batch)
 
 
@@ -187,6 +252,15 @@ def _check_name(term: Term, known: Collection[str], refused) -> None:
         )
     if not term.name.endswith(".py") and term.name not in known:
         raise ValueError(f"unknown reward {term.name!r}: {one_of(term.name, [*known, *SETS])}")
+
+
+def _load(one: Term | Combination, known: Mapping[str, Named], device, batch: int) -> Callable:
+    if isinstance(one, Term):
+        return _load_term(one, known, device)
+    ((term, _),) = one.items
+    assert isinstance(term, Term)  # the parser admits nothing else in rank(...)
+    inner = Combination("sum", ((term, 1.0),))
+    return Rank(Reward(inner, {term.key: _load_term(term, known, device)}, {}, device, batch))
 
 
 def _load_term(term: Term, known: Mapping[str, Named], device) -> Callable[..., Any]:

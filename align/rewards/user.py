@@ -47,12 +47,14 @@ class UserReward(nn.Module):
 
     differentiable: bool
     wants_metadata: bool
+    wants_group: bool
 
     def __init__(self, function: Callable, name: str):
         super().__init__()
         self.function = function
         self.name = name
         self.differentiable = getattr(function, "differentiable", True)
+        self.wants_group = getattr(function, "wants_group", False)
         self.wants_metadata = _wants_metadata(function, name)
 
     def forward(self, images: Tensor, prompts: list[str], metadata=None) -> Tensor:

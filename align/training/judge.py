@@ -11,12 +11,23 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
+from align.config.checks import read_stop
 from align.language.prompts import PromptSet, load_prompts, refuse_reserved, training_prompts
 from align.models.lora import save_lora
 from align.models.processes import is_first, own_device
 from align.rewards import load_judge
+from align.rewards.groups import comparing, skips
 from align.rewards.provenance import judged_by_reward
+from align.rewards.score_cache import placed
 from align.training.checkpoints import digest_of
+from align.training.measures import (
+    grid_rises,
+    means,
+    measure,
+    strongest,
+    trained_on,
+    untrained_features,
+)
 from align.training.pictures import spread
 from align.training.runs import Run
 from align.training.seeding import image_seed, seeded
@@ -41,7 +52,16 @@ class HeldOutJudge:
         # Only who measures holds the judge's weights.
         measures = everywhere or is_first()
         self.judge = load_judge(config.judge, own_device(config.device)) if measures else None
+        if self.judge is not None and any(map(skips, self.judge.functions.values())):
+            raise ValueError(
+                f"judge {config.judge!r} may skip scores, but compares the same pictures every "
+                "time; leave failure=skip out"
+            )
         self.prompts, self.metadata = prompts.pick(rows, NOISES)
+        device, scenes = own_device(config.device), config.model.startswith("embedded/")
+        found = untrained_features(trained_on(config), device, scenes) if measures else None
+        self.feature_name, self.features = found or (None, None)
+        self.limit = read_stop(config.stop_on) if config.stop_on else None
         self.judged_on = digest_of(prompts)
         self.patience = config.patience
         if warning := not_held_out(config):
@@ -55,18 +75,28 @@ class HeldOutJudge:
         seed = run.config.seed
         seeds = [image_seed("judge", seed, 0, i) for i in range(len(self.prompts))]
         images = run.sampler.draw(self.prompts, seeds)
-        with seeded(image_seed("judge", seed, run.done, 0)):
+        place = placed(run.folder, "judge", run.done, range(len(images)))
+        with seeded(image_seed("judge", seed, run.done, 0)), place:
             return {
                 "judge": _by_prompt(self.judge(images, self.prompts, self.metadata)),
-                "reward": _by_prompt(run.reward(images, self.prompts, self.metadata)),
+                "reward": self._reward(run, images),
+                "measures": measure(images, NOISES, run.periods, self.features),
                 "diversity": diversity(images.unflatten(0, (-1, NOISES))),
             }
+
+    def _reward(self, run: Run, images: Tensor) -> list[float]:
+        """The trained reward by prompt; none of one that compares images with each other, whose
+        mean is the same for every model, or where a server failed."""
+        if comparing(run.reward.functions):
+            return []
+        scores = run.reward(images, self.prompts, self.metadata)
+        return _by_prompt(scores) if scores.isfinite().all() else []
 
     def __call__(self, run: Run) -> dict[str, Any]:
         """Judge the present model; keep it in `lora-best/` if it is the best so far.
 
-        Returns what goes into the update's record: `judge`, `judge_reward`, `diversity`, and
-        `warning` where the reward looks hacked.
+        Returns what goes into the update's record: `judge`, `judge_reward`, `diversity`, `measures`
+        against hacking, the `grid` against the base's, and `warning` where the reward looks hacked.
         """
         everyone = run.accelerator.is_main_process or run.sharded
         figures = [self.measure(run) if everyone else None]
@@ -84,14 +114,38 @@ class HeldOutJudge:
             best["since"] += 1
         record = {
             "judge": score,
-            "judge_reward": sum(figures["reward"]) / len(figures["reward"]),
             "diversity": figures["diversity"],
         }
+        if figures["reward"]:
+            record["judge_reward"] = sum(figures["reward"]) / len(figures["reward"])
+        record |= self._measures(run, figures)
         if warning := hacking_warning(best["base"], figures):
             record["warning"] = warning
             log.warning("warning: step %d: %s", run.done, warning)
         best["last"] = record | {"step": run.done}
         return record
+
+    def _measures(self, run: Run, figures: dict[str, Any]) -> dict[str, Any]:
+        """What the record says of the measures against hacking. Where the grid has risen beyond the
+        limit, its interval above 0, the run is over."""
+        before = run.course["base"].get("measures")
+        if before is None:  # judged by an earlier version
+            return {}
+        found: dict[str, Any] = {"measures": means(figures["measures"])}
+        if self.feature_name:
+            run.course["features"] = self.feature_name
+        risen = strongest(grid_rises(before, figures["measures"]))
+        if risen is None:
+            return found
+        period, (rise, low, high) = risen
+        found["grid"] = {"period": int(period), "rise": rise, "low": low, "high": high}
+        if self.limit is not None and rise > self.limit and low > 0:
+            run.course["stopped"] = (
+                f"stopped at step {run.done}: a grid of {period} pixels has risen by {rise:.3g} "
+                f"(interval {low:.3g} to {high:.3g}), more than {self.limit:g}"
+            )
+            log.warning("warning: %s", run.course["stopped"])
+        return found
 
     def check_resumed(self, run: Run) -> None:
         """Raise ValueError where a resumed run has been judged by other prompts so far."""
@@ -103,7 +157,9 @@ class HeldOutJudge:
             )
 
     def gave_up(self, run: Run) -> bool:
-        """Whether `patience` judgments have passed without a new best."""
+        """Whether `patience` judgments have passed without a new best, or the grid has risen."""
+        if "stopped" in run.course:
+            return True
         return self.patience is not None and run.course["since"] >= self.patience
 
     def is_due(self, run: Run) -> bool:
@@ -159,6 +215,8 @@ def hacking_warning(base: dict[str, Any], now: dict[str, Any]) -> str | None:
     Scores are one a prompt. A rise or fall counts beyond two standard errors of the paired
     differences, a loss of diversity below 80 % of the base's.
     """
+    if not (base["reward"] and now["reward"]):
+        return None
     rise, fall = paired(base["reward"], now["reward"]), paired(base["judge"], now["judge"])
     if rise[0] <= STANDARD_ERRORS * rise[1]:
         return None

@@ -17,7 +17,7 @@ from align.training.checkpoints import drop_metrics_after, resume, save_checkpoi
 from align.training.groups import nothing_differed
 from align.training.judge import HeldOutJudge
 from align.training.optimizer import clip_and_step
-from align.training.pictures import score_pictures
+from align.training.pictures import means_of, score_pictures
 from align.training.report import write_report
 from align.training.runs import Run, start_trackers
 from align.training.stopping import Diverged, Interrupted
@@ -117,7 +117,7 @@ def begin(run: Run, judge: HeldOutJudge | None) -> None:
     if (begins and (main or run.sharded)) or unscaled is not None:
         terms = score_pictures(run, "before" if main and begins else None)
         if begins:
-            run.course["pictures"] = {name: scores.mean().item() for name, scores in terms.items()}
+            run.course["pictures"] = means_of(terms)
         if unscaled is not None:
             unscaled.update(terms)
     if judge is not None and "base" not in run.course:
@@ -164,22 +164,22 @@ def _pictures(run: Run, name: str) -> Record:
     if not (main or run.sharded):
         return {}
     terms = score_pictures(run, name if main else None)
-    return {"pictures": {name: scores.mean().item() for name, scores in terms.items()}}
+    return {"pictures": means_of(terms)}
 
 
 def _log(run: Run, record: Record) -> None:
     """Append an update's record to metrics.jsonl and the tracker's curves."""
     log_metrics(run.folder, **record)
     curves = {k: v for k, v in record.items() if isinstance(v, float)}
-    for group in ("terms", "term_grad_norms", "pictures"):
+    for group in ("terms", "term_grad_norms", "pictures", "measures"):
         curves |= {f"{group}/{name}": value for name, value in record.get(group, {}).items()}
     run.accelerator.log(curves, step=run.done)
 
 
 def _show(bar: Any, record: Record) -> None:
     """An update more on the progress bar."""
-    shown = "reward" if "reward" in record else "loss"
-    bar.set_postfix({shown: f"{record[shown]:.4g}"}, refresh=False)
+    shown = {name: f"{record[name]:.4g}" for name in ("loss", "reward") if name in record}
+    bar.set_postfix(dict([*shown.items()][-1:]), refresh=False)
     bar.update()
 
 

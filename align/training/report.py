@@ -9,6 +9,7 @@ from align.models.processes import is_first
 from align.runs.files import brief, write_atomic, write_json
 from align.runs.folder import read_metrics
 from align.training.judge import not_held_out
+from align.training.measures import TONE, means
 from align.training.pictures import PICTURES
 from align.training.runs import Run
 
@@ -45,6 +46,15 @@ def write_report(
             "diversity_after": last["diversity"],
             "held_out": fault is None,
         }
+        if "measures" in last:
+            report["judge"]["measures"] = {
+                "before": means(base["measures"]),
+                "after": last["measures"],
+                "grid": last.get("grid"),
+                "features": run.course.get("features"),
+            }
+        if "stopped" in run.course:
+            report["warnings"] = [*report["warnings"], run.course["stopped"]]
     write_json(run.folder / "report.json", report)
     for name in PAIR:
         picture = (run.folder / "images" / name).read_bytes()
@@ -99,14 +109,39 @@ def figures(report: dict[str, Any]) -> list[str]:
         j = report["judge"]
         rows.append((judge_name(j), j["before"], j["after"]))
         rows.append(("diversity", j["diversity_before"], j["diversity_after"]))
+        rows += measure_rows(j.get("measures"))
     lines = ["| measure | base | trained |", "| --- | --- | --- |"]
     lines += [f"| {name} | {old:.4g} | {new:.4g} |" for name, old, new in rows]
     if "judge" in report:
+        lines += grid_lines(report["judge"].get("measures"))
         best, step = report["judge"]["best"], report["judge"]["best_step"]
         lines += ["", f"The judge's best was {best:.4g} at update {step}."]
     lines += [f"\nWarning: {warning}." for warning in report["warnings"]]
     lines += ["", "The same prompts and noises, base and trained:", ""]
     return [*lines, *(f"![{name.removesuffix('.png')}]({name})" for name in PAIR)]
+
+
+def measure_rows(measures: dict[str, Any] | None) -> list[tuple[str, float, float]]:
+    """(name, base, trained) of the measures against hacking, on the judge's pictures."""
+    if measures is None:
+        return []
+    names = {**TONE, "vendi": f"Vendi score, features of {measures['features']}"}
+    before, after = measures["before"], measures["after"]
+    return [(names[n], before[n], after[n]) for n in names if n in before and n in after]
+
+
+def grid_lines(measures: dict[str, Any] | None) -> list[str]:
+    """How the grid in pictures has changed, in a sentence."""
+    found = measures and measures["grid"]
+    if not found:
+        return []
+    interval = f"interval {found['low']:.2g} to {found['high']:.2g}"
+    sure = "" if found["low"] > 0 or found["high"] < 0 else ", which may be chance"
+    return [
+        "",
+        f"Grid of {found['period']} pixels, trained minus base: {found['rise']:+.2g} "
+        f"({interval}{sure}).",
+    ]
 
 
 def judge_name(judge: dict[str, Any]) -> str:
@@ -134,6 +169,7 @@ def summary(folder: Path) -> str:
             f"{judge_name(judge)}: {judge['before']:.4g} -> {judge['after']:.4g}, best "
             f"{judge['best']:.4g} at update {judge['best_step']}"
         )
+        lines += [line for line in grid_lines(judge.get("measures")) if line]
     lines += [f"warning: {warning}" for warning in report["warnings"]]
     return "\n".join([*lines, f"LoRA: {folder / 'lora'}", f"pictures: {folder / 'images'}"])
 

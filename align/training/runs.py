@@ -49,6 +49,8 @@ class Run:
     """What a PNG says of how it was drawn."""
     lora_metadata: dict[str, str] | None = None
     """What the LoRA's file says beside its weights."""
+    periods: tuple[int, ...] = ()
+    """Sides in pixels of what a model draws by: its autoencoder's cells, its patches."""
     scale: RunningScale | None = None
     sharded: bool = False
     """Whether all processes must draw where one does."""
@@ -58,6 +60,8 @@ class Run:
     """Updates finished."""
     saved: int = -1
     """The step of the newest checkpoint."""
+    failures: tuple[int, int] = (-1, 0)
+    """An update, and how many of its images a server has given no score so far."""
     skipped: int = 0
     """Steps in a row that the gradient scaler has passed over."""
     kept: list[torch.Tensor] = field(default_factory=list)
@@ -66,7 +70,7 @@ class Run:
     """What a resumed run has to know: the base's `pictures` scores; whether any group's scores
     have `differed`; the running `spread` of scores within a group (nft); the judge's figures of
     the base (`base`), of the `last` judgment, and `score`, `step` and `since` (judgments without
-    a better one) of the best, `judged_on` what.
+    a better one) of the best, `judged_on` what, the `features` of Vendi, and why it is `stopped`.
     """
 
     @property

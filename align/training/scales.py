@@ -31,6 +31,9 @@ class RunningScale:
         """Take in the unscaled terms [b] of an update."""
         for name, scores in terms.items():
             exact = scores.cpu().double()
+            exact = exact[exact.isfinite()]  # a server may have failed
+            if not len(exact):
+                continue
             new = (exact.mean().item(), exact.square().mean().item())
             mean, square = self.moments.get(name, new)
             self.moments[name] = (

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 
 from align.models.processes import SIGNALS
+from align.rewards.score_cache import ScorerFailed
 
 
 class Diverged(ArithmeticError):
-    """A loss, a reward or a gradient stopped being a finite number."""
+    """A loss, a reward or a gradient stopped being a finite number, or a server gives none."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -28,11 +29,13 @@ def agreed(run: Any) -> Iterator[None]:
         yield
     except Diverged as error:
         fault = error
+    except ScorerFailed as error:
+        fault = Diverged(str(error))
     flags = torch.tensor([fault is not None, run.stop_asked()], dtype=torch.float32)
     if run.accelerator.num_processes > 1:
         flags = run.accelerator.reduce(flags.to(run.accelerator.device))
     if flags[0]:
-        raise fault or Diverged("another process has met a value that is not finite")
+        raise fault or Diverged("another process has met a value that is not finite, or none")
     if flags[1]:
         raise Interrupted
 

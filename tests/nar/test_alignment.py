@@ -126,6 +126,20 @@ def test_images_depend_on_their_index_alone(tmp_path):
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
 
 
+def test_a_reward_that_compares_gets_whole_groups(tmp_path):
+    """Those of one prompt too are told apart."""
+    sizes = []
+
+    def spread(images, prompts):
+        sizes.append(len(images))
+        means = images.flatten(1).mean(1)
+        return (means - means.mean()).abs()
+
+    spread.wants_group, spread.differentiable = True, False
+    run(tmp_path, reward=spread, steps=1, prompts=["a star"])
+    assert sizes == [4, 4]
+
+
 def test_the_run_folder_and_the_judge(tmp_path):
     heldout = tmp_path / "held.txt"
     heldout.write_text("a star\na red circle")

@@ -34,7 +34,7 @@ from align.training.groups import flat_share
 from align.training.judge import HeldOutJudge
 from align.training.loop import OnStep, TrainResult, begin, finish, fit
 from align.training.optimizer import average_gradients, make_schedule
-from align.training.pictures import image_terms
+from align.training.pictures import image_terms, means_of
 from align.training.runs import Run, check_login, make_accelerator, open_folder, reward_name
 from align.training.seeding import image_seed, seeded
 from align.training.stopping import Diverged, agreed, clear_memory_errors, stop_signals
@@ -154,6 +154,7 @@ def open_session(config: NarAlignConfig, *, reward: Any = None, pipe: Any = None
         prompts=prompts,
         sampler=Policy(config, pipe, accelerator),
         picture_settings=drawn,
+        periods=(pipe.tokenizer.config.image_size[0] // pipe.transformer.grid_shape[0],),
         # the settings that make sampling the trained policy, for whoever loads the LoRA
         lora_metadata={POLICY_KEY: json.dumps(drawn | {"top_k": 0, "top_p": 1.0})},
     )
@@ -195,7 +196,8 @@ def sample_groups(run: Run, update: int) -> Sampled:
     condition, mask = run.sampler.conditions(prompts)
     ids = run.sampler.draw_ids(condition, mask, seeds)
     images = torch.cat([pipe.preview(part) for part in ids.split(DRAW_BATCH)])
-    terms = image_terms(run, images, prompts, metadata)
+    members = [group for group in groups for _ in range(c.group_size)]
+    terms = image_terms(run, images, prompts, metadata, members, update, indices)
     scores = run.reward.combine(terms).to(images.device)
     return Sampled(ids, condition, mask, terms, scores)
 
@@ -204,12 +206,15 @@ def figures(run: Run, parts: list[Part]) -> dict[str, Any]:
     """Means over an update's images in all processes."""
     sampled, gather = parts[0].sampled, cast(Any, run.accelerator.gather)
     scores = gather(sampled.scores)
+    known = scores[scores.isfinite()]  # all, unless a server failed and may
     record: dict[str, Any] = {
-        "reward": scores.mean().item(),
-        "reward_std": scores.std(correction=0).item(),
-        "terms": {name: gather(score).mean().item() for name, score in sampled.terms.items()},
+        "reward": known.mean().item(),
+        "reward_std": known.std(correction=0).item(),
+        "terms": means_of({name: gather(score) for name, score in sampled.terms.items()}),
         "flat_groups": flat_share(run, scores, run.config.group_size),
     }
+    if len(known) < len(scores):
+        record["dropped"] = 1 - len(known) / len(scores)
     for name in parts[0].figures:
         value = sum(part.figures[name] for part in parts)
         record[name] = gather(torch.tensor([value], device=sampled.ids.device)).mean().item()

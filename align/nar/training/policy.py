@@ -58,7 +58,8 @@ def group_advantages(
 ) -> Float[Tensor, " b"]:
     """Each score against the mean of its group of neighbours, in units of its deviation.
 
-    A group whose scores are all alike teaches nothing: its advantages are 0.
+    A group whose scores are all alike, or that has none (NaN), teaches nothing: its advantages
+    are 0.
     """
     groups = scores.view(-1, group_size)
     centred = groups - groups.mean(1, keepdim=True)
@@ -66,7 +67,7 @@ def group_advantages(
         deviation = groups.std(1, keepdim=True)
         alike = deviation <= 1e-6 * groups.abs().amax(1, keepdim=True)
         centred = centred / torch.where(alike, torch.inf, deviation)
-    return centred.flatten()
+    return centred.nan_to_num(0.0).flatten()
 
 
 def divergence(
