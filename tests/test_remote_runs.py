@@ -24,7 +24,7 @@ def quick(monkeypatch):
     monkeypatch.delenv(servers.KEY, raising=False)
 
 
-def test_a_run_under_fire_goes_on_and_ends_as_one_in_peace(tmp_path, images):
+def test_a_run_under_fire_goes_on_and_ends_as_one_in_peace(tmp_path):
     """Stopped by every hostile answer, resumed each time: the same metrics and weights."""
     draws = random.Random(1)
     settings = GROUPS | {"steps": 3, "checkpoint_every": 1, "learning_rate": 0.01}

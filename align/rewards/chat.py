@@ -72,7 +72,7 @@ def load(argument: str | None, device: Any) -> Remote:
         ]
         request = settings | {"messages": [{"role": "user", "content": content}]}
         for again in range(2):  # a text that cannot be read is asked for once more
-            body = request | {"seed": request["seed"] + again}
+            body = request | {"seed": settings["seed"] + again}
             score = read(_choice(server, client, place, body))
             if score is not None:
                 return [score]

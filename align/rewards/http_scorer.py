@@ -14,6 +14,7 @@ import base64
 import json
 import pickle
 import pickletools
+from io import BytesIO
 from typing import Any
 
 import httpx
@@ -52,10 +53,8 @@ def read_pickle(body: bytes) -> Any:
         for code, argument, _ in pickletools.genops(body):
             if code.name not in _PLAIN:
                 raise ValueError(f"{code.name} is no plain value")
-            if code.name == "LONG_BINPUT" and argument > len(body):
+            if code.name == "LONG_BINPUT" and int(argument or 0) > len(body):
                 raise ValueError("a place that cannot be")  # its table would be allocated
-        from io import BytesIO
-
         return _Unpickler(BytesIO(body)).load()
     except Exception as error:  # a broken pickle raises whatever it likes
         raise ValueError(f"no pickle of plain values ({type(error).__name__})") from None

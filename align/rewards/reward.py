@@ -189,7 +189,7 @@ def _score_all(
                     name,
                     function,
                     images[run] if together else images[rows.to(images.device)],
-                    [prompts[row] for row in picked],
+                    [prompts[int(row)] for row in picked],
                     None if metadata is None else [metadata[row] for row in picked],
                 )
             )

@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -55,15 +56,18 @@ def policy_of(term: str, words: dict[str, str], numbers: dict[str, float]) -> Po
     failure = words.get("failure", "stop")
     if failure not in ("stop", "skip"):
         raise ValueError(f"{term}: failure is {failure!r}; it must be stop or skip")
-    counts = {key: int(numbers[key]) for key in ("concurrency", "retries") if key in numbers}
+    counts: dict[str, Any] = {
+        key: int(numbers[key]) for key in ("concurrency", "retries") if key in numbers
+    }
     if counts.get("concurrency", 1) < 1 or counts.get("concurrency", 1) > 256:
         raise ValueError(f"{term}: concurrency must be from 1 to 256")
     if counts.get("retries", 0) > 10:
         raise ValueError(f"{term}: retries must be at most 10")
-    if numbers.get("timeout", 1) <= 0:
-        raise ValueError(f"{term}: timeout must be more than 0 seconds")
-    time_out = {"timeout": numbers["timeout"]} if "timeout" in numbers else {}
-    return Policy(**counts, **time_out, failure=failure)
+    if not 0 < numbers.get("timeout", 1) <= 86_400:
+        raise ValueError(f"{term}: timeout must be more than 0 seconds, and at most a day")
+    if "timeout" in numbers:
+        counts["timeout"] = numbers["timeout"]
+    return Policy(**counts, failure=failure)
 
 
 def file_text(term: str, value: str) -> str:

@@ -15,9 +15,11 @@ from align.commands.evaluate import evaluate
 from align.config.evaluate import CompareConfig, EvaluateConfig
 from align.evaluation import summary
 from align.evaluation.methods import Method, parse_methods
+from align.evaluation.tables import tables
 from align.evaluation.work import prompt_file
 from align.models.lora import add_lora, save_lora
 from align.scenes import verify
+from align.training.measures import TONE
 from evaluation.helpers import settings, tiny
 
 
@@ -206,6 +208,8 @@ def test_the_embedded_world(tmp_path, monkeypatch):
     assert figures["quality"]["cmmd"] > 0
     assert 0 < figures["nearest"]["least"] <= figures["nearest"]["mean"] < 0.5
     assert report["references"]["features"] == "scenes-clip"
+    assert {*TONE, "grid"} <= figures["hacking"]["means"].keys()
+    assert "Against hacking" in tables(report)
 
 
 def test_methods_by_name():
