@@ -41,6 +41,7 @@ NARROW = {
     "resume": st.none(),
     "preset": st.none() | st.sampled_from(sorted(PRESETS)),
     "old_decay": st.floats(0, 1),
+    "stop_on": st.none() | st.just("grid:0.01"),
     "grad_window": st.sampled_from(["all", "1", "random", "random:1-1", "draft-lv:3", "refl"]),
     "lora_targets": st.lists(st.text(), min_size=1).map(tuple),
 }
@@ -215,6 +216,7 @@ PUBLISHED = {
     "nft": (1000, 1152, 24, 3e-4, 1e-4, 1, 32, 10, 1, 0, "all", None),
     "elbo-rl": (360, 1152, 24, 3e-4, 1e-4, 5, 32, 10, 1, 0, "all", None),
     "v-grpo": (580, 1152, 24, 3e-4, 1e-4, 0, 32, 40, 1, 0, "all", None),
+    "flow-grpo": (1000, 1152, 24, 3e-4, 1e-4, 1, 32, 10, 4.5, 0, "all", None),
 }
 
 

@@ -225,7 +225,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "guidance_scale": 4.5,
         "grad_window": "all",
         "noise_level": 0.7,
-        "ema_decay": 0.9,
     },
     # DRaFT+: NVIDIA/NeMo-Aligner, examples/mm/stable_diffusion/conf/draftp_sd.yaml. It runs an
     # epoch of its prompts; the number of updates is ours.
