@@ -8,6 +8,7 @@ from typing import Any
 
 from align.config.checks import one_of
 from align.language.prompt_files import read_prompts
+from align.language.questions import gather
 
 # The 45 common animals on which DDPO (2305.13301) and AlignProp (2310.03739) train.
 ANIMALS: str = (
@@ -103,7 +104,7 @@ def load_prompts(name_or_path: str | Path) -> PromptSet:
         if path.suffix or path.parent != Path():
             raise FileNotFoundError(f"no prompt file {name}")
         raise ValueError(f"no prompt set or file {name!r}; {one_of(name, builtin_names())}")
-    rows = read_prompts(path)
+    rows = gather(read_prompts(path))
     if not rows:
         raise ValueError(f"prompt file {name} has no prompts; write at least one")
     return PromptSet(name, [prompt for prompt, _ in rows], [metadata for _, metadata in rows])

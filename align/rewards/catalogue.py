@@ -34,7 +34,8 @@ class Source:
         size: bytes to download, rounded.
         licence: of the weights.
         url: where the only file is, if it is not on the Hub.
-        sha256: of the only file, where it was measured.
+        sha256: of the only file, or its first digits.
+        any_of: names of which one must be there.
     """
 
     repo: str
@@ -44,6 +45,7 @@ class Source:
     licence: str = "unknown"
     url: str | None = None
     sha256: str | None = None
+    any_of: tuple[str, ...] = ()
 
 
 _CLIP_FILES = ("config.json", "vocab.json", "merges.txt")
@@ -117,6 +119,10 @@ class Named:
     """Whether its argument can be OWNER/NAME of the Hub, a repository in transformers' layout."""
     explains: bool = False
     """Whether it says why a score is low (`align.rewards.facts`)."""
+    words: tuple[str, ...] = ()
+    """Settings that its argument takes as `key=word`; `model` is a repository or folder."""
+    numbers: tuple[str, ...] = ()
+    """Settings that its argument takes as `key:NUMBER`."""
 
 
 # Every reward: loading, `align rewards`, `align fetch`, the demo and the docs read this.
@@ -136,7 +142,7 @@ REWARDS = {
         "objects that are there, are not, or are so many", "at most 0",
         {"": (Source("google/owlvit-base-patch32", _CLIP_FILES, True, 613 * _MB, "Apache-2.0"),),
         "model=hustvl/yolos-tiny": (Source("hustvl/yolos-tiny", ("config.json",), True, 26 * _MB,
-        "Apache-2.0"),)}),
+        "Apache-2.0"),)}, words=("present", "remove", "count", "model")),
     "hps": Named("align.rewards.hps:load", "human preference score v2.1, cos(image, prompt)",
         "-1 to 1", {"": _hps("HPS_v2.1_compressed.pt"), "2.0": _hps("HPS_v2_compressed.pt")}),
     "image-reward": Named("align.rewards.image_reward:load",
@@ -194,29 +200,33 @@ def published() -> dict[str, tuple[Source, ...]]:
 def sources(name: str, argument: str | None = None) -> tuple[Source, ...]:
     """What a term loads; empty for rewards without published weights.
 
-    `clip:OWNER/NAME`, `blip-vqa:OWNER/NAME`, `vqascore:OWNER/NAME` and `detector:model=OWNER/NAME`
-    name other repositories of the Hub in transformers' layout: size and licence are theirs.
+    `clip:OWNER/NAME`, `detector:model=OWNER/NAME` and the like name other repositories of the Hub
+    in transformers' layout: size and licence are theirs.
     """
     reward = (REWARDS | JUDGES).get(name)
     if reward is None or not reward.sources:
         return ()
-    if argument is not None and name == "detector":
-        parts = [part.partition("=") for part in argument.split(";")]
-        model = {key: value for key, _, value in parts}.get("model")
-        default = _other(model, reward.sources[""])
-        return reward.sources.get(f"model={model}", default)
-    default = reward.sources[""]
-    if reward.any_repository:
-        default = _other(argument, default)
-    return reward.sources.get(argument or "", default)
-
-
-def _other(repo: str | None, default: tuple[Source, ...]) -> tuple[Source, ...]:
-    if repo is None or repo.count("/") != 1 or repo.startswith((".", "/", "~")):
+    default, asked = reward.sources[""], _asked(argument)
+    for key in (argument, asked, f"model={asked}"):
+        if key in reward.sources:
+            return reward.sources[key]
+    if not reward.any_repository and "model" not in reward.words:
         return default
-    if repo in (CLIP_H.repo, CLIP_L.repo):
-        return (CLIP_H if repo == CLIP_H.repo else CLIP_L,)
-    return (Source(repo, ("config.json",), True),)
+    if asked is None or asked.count("/") != 1 or asked.startswith((".", "/", "~")):
+        return default
+    if asked in (CLIP_H.repo, CLIP_L.repo):
+        return (CLIP_H if asked == CLIP_H.repo else CLIP_L,)
+    # What else a reward of a named model loads is the same for every model.
+    rest = default[1:] if "model" in reward.words else ()
+    return (Source(asked, ("config.json",), True), *rest)
+
+
+def _asked(argument: str | None) -> str | None:
+    """The model that an argument names: `model=`, or a part without a key."""
+    parts = [part.strip() for part in (argument or "").split(";")]
+    named = [part.removeprefix("model=") for part in parts if part.startswith("model=")]
+    bare = [part for part in parts if part and "=" not in part]
+    return next(iter([*named, *sorted(bare, key=lambda part: "/" not in part)]), None)
 
 
 def size_text(size: int) -> str:

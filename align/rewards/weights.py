@@ -62,6 +62,8 @@ def missing_files(source: Source, given: Path | None = None) -> list[str]:
     missing = [name for name in source.files if find_file(source, name, given) is None]
     if source.model and not any(find_file(source, name, given) for name in MODEL_FILES):
         missing.append(MODEL_FILES[0])
+    if source.any_of and not any(find_file(source, name, given) for name in source.any_of):
+        missing.append(source.any_of[0])
     return missing
 
 
