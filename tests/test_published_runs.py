@@ -5,13 +5,13 @@ import json
 import pytest
 from nar.test_pipeline import LABELS, image_tokenizer, transformer
 from tiny import build
-from tiny_rewards import DETECTORS, NETWORKS, installed_weights
+from tiny_rewards import DETECTORS, JUDGES, NETWORKS, installed_weights
 
 from align.cli import main
 from align.nar import NARPipeline, NARScheduler
 from align.runs.folder import read_metrics
 
-REWARDS = (*NETWORKS, "nsfw", *DETECTORS[:2], DETECTORS[3])  # OWL-ViT twice, YOLOS once
+REWARDS = (*NETWORKS, "nsfw", *DETECTORS[:2], DETECTORS[3], *JUDGES)  # OWL-ViT twice, YOLOS once
 installed = installed_weights
 
 

@@ -62,6 +62,27 @@ BLIP_VQA = Source(
     "Salesforce/blip-vqa-base", ("config.json", "vocab.txt"), True, 1540 * _MB, "BSD-3-Clause"
 )
 _T5_FILES = ("tokenizer.json", "tokenizer_config.json")
+_QWEN_FILES = ("config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json")
+
+
+def _qwen(name: str, megabytes: int, licence: str = "Apache-2.0") -> tuple[Source, ...]:
+    templates = ("chat_template.json", "chat_template.jinja")
+    return (Source(f"Qwen/{name}", _QWEN_FILES, True, megabytes * _MB, licence, any_of=templates),)
+
+
+QWEN3_VL_2B = _qwen("Qwen3-VL-2B-Instruct", 4300)
+QWEN3_VL_8B = _qwen("Qwen3-VL-8B-Instruct", 17500)
+# Judges by questions, by name; 3B is for non-commercial use.
+QWENS = {
+    found[0].repo: found
+    for found in (
+        QWEN3_VL_2B,
+        _qwen("Qwen3-VL-4B-Instruct", 8900),
+        QWEN3_VL_8B,
+        _qwen("Qwen2.5-VL-7B-Instruct", 16600),
+        _qwen("Qwen2.5-VL-3B-Instruct", 7500, "Qwen research"),
+    )
+}
 AESTHETIC_V1 = Source(
     "LAION-AI/aesthetic-predictor",
     ("sa_0_4_vit_l_14_linear.pth",),
@@ -172,9 +193,14 @@ REWARDS = {
         "large objects, apart, in full colours, on light even ground", "about 0 to 6.5"),
     "scenes-vqa": Named("align.rewards.scenes_vqa:load",
         "mean log p(yes) over the prompt's yes/no assertions", "< 0", explains=True),
+    "vlm": Named("align.rewards.vlm:load",
+        "log-odds of yes that the picture shows the prompt, a Qwen-VL", "unbounded",
+        {"": QWEN3_VL_2B, **QWENS}, any_repository=True,
+        words=("score", "ask", "answer", "penalty"), numbers=("pixels",)),
     "vqascore": Named("align.rewards.vqascore:load",
         "p(yes) that the picture shows the prompt, CLIP-FlanT5", "0 to 1", {"": _flan_t5("xl",
-        12100), "clip-flant5-xxl": _flan_t5("xxl", 46000)}, any_repository=True),
+        12100), "clip-flant5-xxl": _flan_t5("xxl", 46000), **QWENS}, any_repository=True,
+        numbers=("pixels",)),
 }  # fmt: skip
 
 # Judges only measure: training on what also judges would make the measurement worthless.

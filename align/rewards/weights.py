@@ -172,8 +172,8 @@ def fill(model: Model, tensors: dict[str, Tensor], path: Path) -> Model:
     return model.eval().requires_grad_(False)
 
 
-def load_model(kind: Any, folder: Path, **settings: Any) -> Any:
-    """A transformers model of a folder: float32, frozen, in eval mode, with all of its weights.
+def load_model(kind: Any, folder: Path, dtype: torch.dtype = torch.float32, **settings: Any) -> Any:
+    """A transformers model of a folder: frozen, in eval mode, with all of its weights.
 
     Raises ValueError where its files are damaged or lack weights.
     """
@@ -183,7 +183,7 @@ def load_model(kind: Any, folder: Path, **settings: Any) -> Any:
         with _loading_bars(shown=False):
             model, info = kind.from_pretrained(
                 folder,
-                dtype=torch.float32,
+                dtype=dtype,
                 local_files_only=True,
                 output_loading_info=True,
                 **settings,
