@@ -11,7 +11,14 @@ from align.cli import main
 from align.nar import NARPipeline, NARScheduler
 from align.runs.folder import read_metrics
 
-REWARDS = (*NETWORKS, "nsfw", *DETECTORS[:2], DETECTORS[3], *JUDGES)  # OWL-ViT twice, YOLOS once
+REWARDS = (
+    *NETWORKS,
+    "nsfw",
+    *DETECTORS[:2],
+    DETECTORS[3],
+    *JUDGES,
+    "geneval:soft",
+)  # OWL-ViT twice, YOLOS once
 installed = installed_weights
 
 

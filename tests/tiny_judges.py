@@ -2,8 +2,15 @@
 
 from pathlib import Path
 
+import torch
+from tiny_mask2former import mask2former, to_mmdet
 from tiny_qwen import save_qwen
+
+from align.rewards.catalogue import MASK2FORMER
 
 
 def install_judges(folder: Path) -> None:
     save_qwen(folder / "Qwen/Qwen3-VL-2B-Instruct")
+    file = folder / MASK2FORMER.repo / MASK2FORMER.files[0]
+    file.parent.mkdir(parents=True)
+    torch.save({"meta": {"epoch": 50}, "state_dict": to_mmdet(mask2former())}, file)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from align.config.checks import one_of
+from align.language.geneval import geneval_prompts
 from align.language.prompt_files import read_prompts
 from align.language.questions import gather
 
@@ -43,7 +44,7 @@ def builtin_names() -> tuple[str, ...]:
     """The names of the built-in sets."""
     from align.scenes.dataset import PROMPT_SETS
 
-    return (*PROMPT_SETS, "animals")
+    return (*PROMPT_SETS, "animals", "geneval")
 
 
 def default_prompts(model: str) -> str:
@@ -95,6 +96,9 @@ def load_prompts(name_or_path: str | Path) -> PromptSet:
     if name == "animals":
         prompts = ANIMALS.split()
         return PromptSet(name, prompts, [{} for _ in prompts])
+    if name == "geneval":
+        rows = geneval_prompts()
+        return PromptSet(name, [row.pop("prompt") for row in rows], rows)
     if name in builtin_names():
         from align.scenes.dataset import prompt_categories, prompt_set
 

@@ -17,6 +17,8 @@ SCENES_REWARD = "scenes-detector=2,scenes-clip"
 SETS = {
     # CARINOX minimises 5 (1 - 2 HPS) + 5 (1 - (ImageReward + 3) / 6) + 5 (1 - DA) + (1 - VQAScore).
     "carinox": "hps=10,image-reward=0.8333333333333334,da-score=5,vqascore=1",
+    # What flow_grpo trains on.
+    "flow-grpo-geneval": "geneval:dense",
     # ReNO minimises 5 (1 - HPS) + (2 - ImageReward) + 0.05 (30 - PickScore) + 0.01 (100 - CLIP).
     "reno": "hps=5,image-reward=1,pickscore=0.05,clip:laion/CLIP-ViT-H-14-laion2B-s32B-b79K=0.01",
 }
@@ -110,6 +112,21 @@ NSFW = Source(
     "d6bb8fe31fd4aecbfed7dfb62df4fe5858bfc014/h14_nsfw.pth",
 )
 
+# The name of mmdet's file ends in the first digits of its checksum.
+MASK2FORMER = Source(
+    "openmmlab/mask2former",
+    ("mask2former_swin-s-p4-w7-224_lsj_8x2_50e_coco_20220504_001756-743b7d99.pth",),
+    size=280 * _MB,
+    licence="Apache-2.0",
+    url="https://download.openmmlab.com/mmdetection/v2.0/mask2former/"
+    "mask2former_swin-s-p4-w7-224_lsj_8x2_50e_coco/"
+    "mask2former_swin-s-p4-w7-224_lsj_8x2_50e_coco_20220504_001756-743b7d99.pth",
+    sha256="743b7d99",
+)
+MASK2FORMER_FACEBOOK = Source(
+    "facebook/mask2former-swin-small-coco-instance", ("config.json",), True, 263 * _MB, "other"
+)
+
 
 def _hps(file: str) -> tuple[Source, ...]:
     weights = Source("xswu/HPSv2", (file,), size=1970 * _MB, licence="Apache-2.0")
@@ -164,6 +181,10 @@ REWARDS = {
         {"": (Source("google/owlvit-base-patch32", _CLIP_FILES, True, 613 * _MB, "Apache-2.0"),),
         "model=hustvl/yolos-tiny": (Source("hustvl/yolos-tiny", ("config.json",), True, 26 * _MB,
         "Apache-2.0"),)}, words=("present", "remove", "count", "model")),
+    "geneval": Named("align.rewards.geneval:load",
+        "whether the objects are there that a GenEval prompt asks for", "0 or 1; soft: at most 0",
+        {"": (MASK2FORMER, CLIP_L), f"model={MASK2FORMER_FACEBOOK.repo}": (MASK2FORMER_FACEBOOK,
+        CLIP_L)}, words=("model",)),
     "hps": Named("align.rewards.hps:load", "human preference score v2.1, cos(image, prompt)",
         "-1 to 1", {"": _hps("HPS_v2.1_compressed.pt"), "2.0": _hps("HPS_v2_compressed.pt")}),
     "image-reward": Named("align.rewards.image_reward:load",
