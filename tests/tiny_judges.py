@@ -10,7 +10,8 @@ from align.rewards.catalogue import MASK2FORMER
 
 
 def install_judges(folder: Path) -> None:
-    save_qwen(folder / "Qwen/Qwen3-VL-2B-Instruct")
+    for size in ("2B", "8B"):
+        save_qwen(folder / f"Qwen/Qwen3-VL-{size}-Instruct")
     file = folder / MASK2FORMER.repo / MASK2FORMER.files[0]
     file.parent.mkdir(parents=True)
     torch.save({"meta": {"epoch": 50}, "state_dict": to_mmdet(mask2former())}, file)
