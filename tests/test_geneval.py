@@ -254,7 +254,7 @@ def test_as_temperatures_shrink_signs_are_the_rules(detector, load):
 
 
 def test_counts_colours_and_too_many(detector, load):
-    boxes = [("dog", 0.95, (5, 5, 25, 25)), ("dog", 0.95, (40, 5, 60, 25))]
+    boxes = [("dog", 0.999, (5, 5, 25, 25)), ("dog", 0.999, (40, 5, 60, 25))]
     two, three = (
         {"tag": "counting", "include": [{"class": "dog", "count": n}],
          "exclude": [{"class": "dog", "count": n + 1}]} for n in (2, 3)

@@ -8,7 +8,7 @@ from formula import pictures
 from tiny_rewards import installed_weights, loader
 
 from align.rewards import load_reward
-from align.rewards.geneval2 import GenEval2, soft_tifa, spellings
+from align.rewards.geneval2 import GenEval2, soft_tifa, spellings, vqa_list
 from align.rewards.identity import shared
 from align.rewards.questions import Questions, combine, questions_of
 
@@ -61,7 +61,7 @@ def test_scores_are_means_of_the_answers(load):
         ):
             scores = load(f"geneval2{argument}")(images, PROMPTS, ROWS)
             assert scores.tolist() == pytest.approx(expected, rel=1e-4)
-        logs = [reward.logs(images[i : i + 1], row["vqa_list"]) for i, row in enumerate(ROWS)]
+        logs = [reward.logs(images[i : i + 1], vqa_list("", row)) for i, row in enumerate(ROWS)]
     table = soft_tifa(logs, ROWS)
     assert table["geometric"] == pytest.approx(100 * sum(geometric) / 2, rel=1e-4)
     assert table["arithmetic"] == pytest.approx(100 * sum(arithmetic) / 2, rel=1e-4)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 from tiny_mask2former import mask2former, to_mmdet
-from tiny_qwen import save_qwen
+from tiny_qwen import save_hpsv3, save_qwen
 
 from align.rewards.catalogue import MASK2FORMER
 
@@ -15,3 +15,4 @@ def install_judges(folder: Path) -> None:
     file = folder / MASK2FORMER.repo / MASK2FORMER.files[0]
     file.parent.mkdir(parents=True)
     torch.save({"meta": {"epoch": 50}, "state_dict": to_mmdet(mask2former())}, file)
+    save_hpsv3(folder)

@@ -3,7 +3,9 @@
 import json
 from pathlib import Path
 
-from tiny_rewards import filled
+from formula import weights
+from safetensors.torch import save_file
+from tiny_rewards import filled, golden
 from transformers import (
     AutoModelForImageTextToText,
     Qwen2_5_VLConfig,
@@ -100,3 +102,16 @@ def save_qwen(folder: Path, kind: str = "qwen3_vl", penalty: float = 1.0) -> Pat
     )  # fmt: skip
     (folder / "generation_config.json").write_text(json.dumps({"repetition_penalty": penalty}))
     return folder
+
+
+def save_hpsv3(folder: Path) -> None:
+    """HPSv3's file, with the shapes of its own class but for the words, and Qwen2-VL's files."""
+    words = folder / "Qwen/Qwen2-VL-7B-Instruct"
+    save_qwen(words, "qwen2_vl")
+    (words / "model.safetensors").unlink()
+    shapes = golden("hpsv3")["shapes"]
+    for key in ("model.embed_tokens.weight", "lm_head.weight"):
+        shapes[key] = [len(tokenizer()) + 1, 32]  # the head's token was added
+    file = folder / "MizzenAI/HPSv3/HPSv3.safetensors"
+    file.parent.mkdir(parents=True)
+    save_file(weights(shapes), file)

@@ -92,7 +92,7 @@ def hub_files(source: Source) -> list[str]:
 
     Beside them the small text files that transformers may want: configs and tokenizers.
     """
-    if not source.model:
+    if not (source.model or source.any_of):
         return list(source.files)
     from huggingface_hub import HfApi
 
@@ -100,6 +100,8 @@ def hub_files(source: Source) -> list[str]:
     kinds = (".json", ".txt", ".model", ".jinja")
     small = [n for n in present if n.endswith(kinds) and "/" not in n]
     small = [name for name in small if not name.endswith(".index.json")]
+    if not source.model:
+        return [name for name in small if name in (*source.files, *source.any_of)]
     for index in MODEL_FILES:
         stem, kind = index.removesuffix(".index.json").rsplit(".", 1)
         shards = [n for n in present if re.fullmatch(rf"{stem}(-\d+-of-\d+)?\.{kind}", n)]

@@ -67,9 +67,12 @@ _T5_FILES = ("tokenizer.json", "tokenizer_config.json")
 _QWEN_FILES = ("config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json")
 
 
+_TEMPLATES = ("chat_template.json", "chat_template.jinja")
+
+
 def _qwen(name: str, megabytes: int, licence: str = "Apache-2.0") -> tuple[Source, ...]:
-    templates = ("chat_template.json", "chat_template.jinja")
-    return (Source(f"Qwen/{name}", _QWEN_FILES, True, megabytes * _MB, licence, any_of=templates),)
+    size = megabytes * _MB
+    return (Source(f"Qwen/{name}", _QWEN_FILES, True, size, licence, any_of=_TEMPLATES),)
 
 
 QWEN3_VL_2B = _qwen("Qwen3-VL-2B-Instruct", 4300)
@@ -85,6 +88,11 @@ QWENS = {
         _qwen("Qwen2.5-VL-3B-Instruct", 7500, "Qwen research"),
     )
 }
+HPSV3 = Source("MizzenAI/HPSv3", ("HPSv3.safetensors",), size=17000 * _MB, licence="Apache-2.0")
+QWEN2_VL_WORDS = Source(
+    "Qwen/Qwen2-VL-7B-Instruct", _QWEN_FILES, size=12 * _MB, licence="Apache-2.0",
+    any_of=_TEMPLATES,
+)  # fmt: skip
 AESTHETIC_V1 = Source(
     "LAION-AI/aesthetic-predictor",
     ("sa_0_4_vit_l_14_linear.pth",),
@@ -190,6 +198,8 @@ REWARDS = {
         {"": QWEN3_VL_8B}, words=("mean", "score", "spellings", "model"), numbers=("pixels",)),
     "hps": Named("align.rewards.hps:load", "human preference score v2.1, cos(image, prompt)",
         "-1 to 1", {"": _hps("HPS_v2.1_compressed.pt"), "2.0": _hps("HPS_v2_compressed.pt")}),
+    "hpsv3": Named("align.rewards.hpsv3:load", "human preference score v3, by a Qwen2-VL of 7B",
+        "about -5 to 15", {"": (HPSV3, QWEN2_VL_WORDS)}),
     "image-reward": Named("align.rewards.image_reward:load",
         "what experts prefer, in standard deviations", "unbounded",
         {"": (Source("THUDM/ImageReward", ("ImageReward.pt",), size=1790 * _MB,
@@ -260,8 +270,8 @@ def sources(name: str, argument: str | None = None) -> tuple[Source, ...]:
     if reward is None or not reward.sources:
         return ()
     default, asked = reward.sources[""], _asked(argument)
-    for key in (argument, asked, f"model={asked}"):
-        if key in reward.sources:
+    for key in (argument or "", asked or "", f"model={asked}"):
+        if key and key in reward.sources:
             return reward.sources[key]
     if not reward.any_repository and "model" not in reward.words:
         return default

@@ -122,23 +122,13 @@ class QwenVl(nn.Module):
         self.view = view
         self.penalty = penalty
         self.image: int = model.config.image_token_id
-        self.mark: str = tokenizer.convert_ids_to_tokens(self.image)
-        added = tokenizer.added_tokens_decoder.values()
-        self.special = tuple(str(token) for token in added if token.special)
 
     def chat(self, question: str, count: int = 1) -> str:
         """A question behind a picture of `count` tokens, in the model's own chat template.
 
         Raises ValueError for a question that holds one of the template's marks.
         """
-        marks = [mark for mark in self.special if mark in question]
-        if marks:
-            raise ValueError(f"{marks[0]} may not stand in a question to this model: {question!r}")
-        content = [{"type": "image"}, {"type": "text", "text": question}]
-        text = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
-        )
-        return text.replace(self.mark, self.mark * count)
+        return chat_text(self.tokenizer, self.image, question, count, question)
 
     def words(self, text: str) -> list[int]:
         """The tokens of a text."""
@@ -230,6 +220,36 @@ class QwenVl(nn.Module):
         return torch.where(told.to(logits.device), lower, logits)
 
 
+def chat_text(tokenizer: Any, image: int, question: str, count: int, free: str) -> str:
+    """A question behind a picture of `count` tokens `image`, in a tokenizer's chat template.
+
+    Raises ValueError where the user's part of it, `free`, holds one of the template's marks.
+    """
+    special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+    marks = [mark for mark in special if mark in free]
+    if marks:
+        raise ValueError(f"{marks[0]} may not stand in a question to this model: {free!r}")
+    content = [{"type": "image"}, {"type": "text", "text": question}]
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+    )
+    mark = tokenizer.convert_ids_to_tokens(image)
+    return text.replace(mark, mark * count)
+
+
+def read_template(tokenizer: Any, folder: Path) -> Any:
+    """The tokenizer with a chat template, its own or that of the folder's `chat_template.json`.
+
+    Raises ValueError where there is none.
+    """
+    template = folder / "chat_template.json"
+    if tokenizer.chat_template is None and template.is_file():
+        tokenizer.chat_template = json.loads(template.read_text("utf-8"))["chat_template"]
+    if tokenizer.chat_template is None:
+        raise ValueError(f"{folder} has no chat template")
+    return tokenizer
+
+
 def _product(states: Tensor, weight: Tensor) -> Tensor:
     return F.linear(states.float(), weight.float())
 
@@ -248,11 +268,7 @@ def load_qwen(folder: Path, device: Any, pixels: int | None = None) -> QwenVl:
 
     def make() -> tuple[Any, Any]:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        template = folder / "chat_template.json"
-        if tokenizer.chat_template is None and template.is_file():
-            tokenizer.chat_template = json.loads(template.read_text("utf-8"))["chat_template"]
-        if tokenizer.chat_template is None:
-            raise ValueError(f"{folder} has no chat template")
+        read_template(tokenizer, folder)
         return load_model(AutoModelForImageTextToText, folder, dtype=dtype), tokenizer
 
     model, tokenizer = shared(("qwen", folder, device), make)

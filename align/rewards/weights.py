@@ -156,15 +156,26 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     return content
 
 
-def fill(model: Model, tensors: dict[str, Tensor], path: Path) -> Model:
-    """Load converted tensors strictly, as float32; the model comes back frozen, in eval mode.
+def fill(
+    model: Model,
+    tensors: dict[str, Tensor],
+    path: Path,
+    dtype: torch.dtype = torch.float32,
+    *,
+    assign: bool = False,
+) -> Model:
+    """Load converted tensors strictly, as `dtype`; the model comes back frozen, in eval mode.
 
+    With `assign` the tensors themselves become its weights: big ones are not there twice.
     Raises ValueError naming missing or unexpected keys or a shape that does not fit.
     """
     assert isinstance(model, torch.nn.Module)
     try:
-        model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in
-                               tensors.items()}, strict=True)  # fmt: skip
+        model.load_state_dict(
+            {k: v.to(dtype) if v.is_floating_point() else v for k, v in tensors.items()},
+            strict=True,
+            assign=assign,
+        )
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines()[1:]]
         shown = "; ".join(line if len(line) < 200 else f"{line[:200]}…" for line in lines[:2])
