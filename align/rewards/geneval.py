@@ -274,7 +274,7 @@ def load(argument: str | None, device) -> GenEval:
         place = find(source, term, folder)
         place = place if source.model else place / own.files[0]
     model = shared((NAME, place, device), lambda: _load_detector(place))
-    clip = find(CLIP_L, term, folder)
+    clip = find(CLIP_L, term)
     tower = ClipTower(*shared(("clip", clip, device), lambda: load_clip(clip)), NAME)
     return GenEval(Mask2Former(model), tower, given.mode).to(device or "cpu")
 

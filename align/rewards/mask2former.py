@@ -189,14 +189,15 @@ def _config(made: dict[str, Tensor]) -> Mask2FormerConfig:
     width = rows(f"{_SWIN}embeddings.norm.weight")
     queries, hidden = made[f"{_TRANSFORMER}queries_features.weight"].shape
     attention = f"{_DECODER}encoder.layers.0.self_attn.attention_weights.weight"
-    backbone = SwinConfig(
+    swin: Any = SwinConfig  # which hides that it takes stages
+    backbone = swin(
         embed_dim=width,
         depths=[len([b for s, b in places if s == i]) for i in range(stages)],
         num_heads=[heads for _, heads in tables],
         window_size=(round(tables[0][0] ** 0.5) + 1) // 2,
         mlp_ratio=rows(f"{first}mlp.fc1.weight") / width,
+        out_features=[f"stage{i + 1}" for i in range(stages)],
     )
-    backbone.out_features = [f"stage{i + 1}" for i in range(stages)]
     return Mask2FormerConfig(
         backbone_config=backbone,
         feature_size=rows(f"{_DECODER}adapter_1.0.weight"),
