@@ -1,15 +1,20 @@
 """`geneval2` and `questions`: prompts that bring their own questions."""
 
 import math
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from formula import pictures
 from tiny_rewards import installed_weights, loader
 
+from align.demo import choices
 from align.rewards import load_reward
+from align.rewards.catalogue import published
 from align.rewards.geneval2 import GenEval2, soft_tifa, spellings, vqa_list
 from align.rewards.identity import shared
+from align.rewards.listing import list_rewards
 from align.rewards.questions import Questions, combine, questions_of
 
 installed = installed_weights
@@ -114,6 +119,19 @@ def test_judges_by_one_qwen_or_one_rule_are_the_same(installed):
     assert shared(["geneval2"], [f"questions:soft;model={eight}"])
     assert shared(["geneval2:model=a/b"], ["geneval2"])
     assert not shared(["geneval"], ["geneval2"])
+
+
+def test_new_names_are_listed_everywhere(installed):
+    listed = {one.name: one for one in list_rewards()}
+    docs = (Path(__file__).parents[1] / "docs/rewards.md").read_text(encoding="utf-8")
+    choices.rewards.cache_clear()
+    for name in ("vlm", "geneval", "geneval2", "questions", "hpsv3"):
+        assert listed[name].installed, name
+        assert name in published()
+        assert f"`{name}`" in docs
+        assert name in choices.rewards()
+    choices.rewards.cache_clear()
+    assert not {"torchvision", "cv2", "mmdet", "mmcv"} & set(sys.modules)
 
 
 # --- questions ------------------------------------------------------------------------------------

@@ -279,6 +279,8 @@ def sources(name: str, argument: str | None = None) -> tuple[Source, ...]:
         return default
     if asked in (CLIP_H.repo, CLIP_L.repo):
         return (CLIP_H if asked == CLIP_H.repo else CLIP_L,)
+    if asked in QWENS:
+        return QWENS[asked]
     # What else a reward of a named model loads is the same for every model.
     rest = default[1:] if "model" in reward.words else ()
     return (Source(asked, ("config.json",), True), *rest)
