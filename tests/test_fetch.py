@@ -101,6 +101,9 @@ def test_shards_where_there_is_no_single_file(monkeypatch):
              "pytorch_model.bin.index.json", "training_args.bin"]  # fmt: skip
     hub(monkeypatch, dict.fromkeys(files, b""))
     assert hub_files(Source("a/b", ("config.json",), True)) == files[:4]
+    words = Source("a/b", ("config.json",), any_of=("chat_template.json", "chat_template.jinja"))
+    hub(monkeypatch, dict.fromkeys([*files, "chat_template.jinja", "vocab.json"], b""))
+    assert hub_files(words) == ["config.json", "chat_template.jinja"]
     hub(monkeypatch, {"config.json": b""})
     with pytest.raises(FileNotFoundError, match="a/b has no weights that transformers reads"):
         hub_files(Source("a/b", ("config.json",), True))
@@ -117,9 +120,15 @@ def test_a_head_comes_with_its_checksum(place, monkeypatch):
     right = Source(
         "a/b", ("head.pth",), url="https://x", sha256=hashlib.sha256(content).hexdigest()
     )
+    short = Source(right.repo, right.files, url=right.url, sha256="0" * 8)  # in a file's own name
+    answers[:] = [content]
+    with pytest.raises(ValueError, match="another checksum than 00000000"):
+        download(short)
     answers[:] = [content]
     assert (download(right) / "head.pth").read_bytes() == content
     assert "ok " in check([right], only_present=False)
+    first = Source(right.repo, right.files, url=right.url, sha256=(right.sha256 or "")[:8])
+    assert "ok " in check([first], only_present=False)
 
 
 def test_a_server_that_does_not_answer_is_one_sentence(place, monkeypatch, capsys):

@@ -5,13 +5,22 @@ import json
 import pytest
 from nar.test_pipeline import LABELS, image_tokenizer, transformer
 from tiny import build
-from tiny_rewards import DETECTORS, NETWORKS, installed_weights
+from tiny_rewards import DETECTORS, JUDGES, NETWORKS, installed_weights
 
 from align.cli import main
 from align.nar import NARPipeline, NARScheduler
 from align.runs.folder import read_metrics
 
-REWARDS = (*NETWORKS, "nsfw", *DETECTORS[:2], DETECTORS[3])  # OWL-ViT twice, YOLOS once
+REWARDS = (
+    *NETWORKS,
+    "nsfw",
+    *DETECTORS[:2],
+    DETECTORS[3],
+    *JUDGES,
+    "geneval:soft",
+)  # OWL-ViT twice, YOLOS once
+# Those whose questions come with the prompts' file.
+ASKED = ("geneval2", "questions:soft")
 installed = installed_weights
 
 
@@ -22,15 +31,20 @@ def place(tmp_path_factory, installed):
     build("sd-turbo").save_pretrained(folder / "turbo")
     pipe = NARPipeline(transformer(), image_tokenizer(), NARScheduler(), id2label=LABELS)
     pipe.save_pretrained(folder / "nar")
-    (folder / "prompts.txt").write_text("a dog\n")
+    row = {
+        "prompt": "a dog",
+        "vqa_list": [["How many dogs are there?", "one"], ["Is there a dog?", "Yes"]],
+        "questions": [{"id": "1", "question": "Is there a dog?", "parents": []}],
+    }
+    (folder / "prompts.jsonl").write_text(json.dumps(row))
     return folder
 
 
-@pytest.mark.parametrize("name", REWARDS)
+@pytest.mark.parametrize("name", [*REWARDS, *ASKED])
 def test_train(place, tmp_path, name):
     out = tmp_path / "run"
     assert main([
-        "train", "--model", str(place / "turbo"), "--prompts", str(place / "prompts.txt"),
+        "train", "--model", str(place / "turbo"), "--prompts", str(place / "prompts.jsonl"),
         "--reward", name, "--steps", "1", "--batch-size", "1", "--num-inference-steps", "1",
         "--guidance-scale", "1", "--lora-rank", "1", "--tracker", "none", "--device", "cpu",
         "--sample-every", "0", "--out", str(out),
@@ -40,12 +54,13 @@ def test_train(place, tmp_path, name):
     assert record["grad_norm"] > 0
 
 
-@pytest.mark.parametrize("name", REWARDS)
+@pytest.mark.parametrize("name", [*REWARDS, *ASKED])
 def test_optimize(place, tmp_path, name):
     out = tmp_path / "run"
     assert main([
-        "optimize", "a dog", "--model", str(place / "turbo"), "--reward", name, "--method", "reno",
-        "--iterations", "1", "--weights", "uniform", "--device", "cpu", "--out", str(out),
+        "optimize", "--prompts", str(place / "prompts.jsonl"), "--model", str(place / "turbo"),
+        "--reward", name, "--method", "reno", "--iterations", "1",
+        "--weights", "uniform", "--device", "cpu", "--out", str(out),
     ]) == 0  # fmt: skip
     (history,) = out.rglob("history.jsonl")
     first, *_ = (json.loads(line) for line in history.read_text().splitlines())

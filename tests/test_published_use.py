@@ -8,7 +8,7 @@ import pytest
 import tiny_rewards as tiny
 import torch
 from formula import pictures
-from tiny_rewards import DETECTORS, NETWORKS, installed_weights, loader
+from tiny_rewards import DETECTORS, JUDGES, NETWORKS, installed_weights, loader
 
 from align.cli import main
 from align.rewards import load_reward
@@ -18,7 +18,8 @@ from align.rewards.expression import expand, parse_expression
 from align.rewards.weights import find, read_checkpoint
 
 PROMPTS = list(tiny.PROMPTS)
-REWARDS = (*NETWORKS, "nsfw", *DETECTORS)
+PATCHED = (*NETWORKS, "nsfw", *DETECTORS)
+REWARDS = (*PATCHED, *JUDGES)
 installed = installed_weights
 load = loader
 
@@ -95,7 +96,7 @@ def test_sets_stand_for_their_terms(load, images):
 
 
 def test_small_pictures_and_long_prompts(load, images):
-    for name in REWARDS:
+    for name in PATCHED:
         with pytest.raises(ValueError, match=r"images of 40x4 pixels are too small for \S+: its"):
             load(name)(images[..., :4], PROMPTS)
     long = "a red cube and a blue cube up and down"

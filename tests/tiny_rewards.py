@@ -223,6 +223,9 @@ def install(folder: Path) -> Path:
     save_model(yolos_model(), folder / "hustvl/yolos-tiny")
     save_clip_t5(folder / "zhiqiulin/clip-flant5-xl")
     t5_tokenizer().save_pretrained(folder / "google/flan-t5-xl")
+    from tiny_judges import install_judges  # it takes `filled` from here
+
+    install_judges(folder)
     return folder
 
 
@@ -274,6 +277,7 @@ def save_tensors(tensors: dict, path: Path) -> None:
 
 NETWORKS = ("aesthetic", "aesthetic:v1", "blip-vqa", "clip", "da-score", "hps", "hps:2.0",
             "image-reward", "mps", "pickscore", "vqascore")  # fmt: skip
+JUDGES = ("vlm",)  # with a gradient; their references are in tests of their own
 DETECTORS = ("detector", "detector:remove=dog", "detector:count=cube:2",
              "detector:model=hustvl/yolos-tiny", "detector:present=cat;model=hustvl/yolos-tiny",
              "detector:count=dog:3;model=hustvl/yolos-tiny")  # fmt: skip

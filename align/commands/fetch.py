@@ -7,13 +7,14 @@ copied to a machine without network.
 import hashlib
 import os
 import re
+import shutil
 import urllib.error
 import urllib.request
 from pathlib import Path
 
 from align.config.checks import one_of
 from align.config.commands import FetchConfig
-from align.rewards.catalogue import SETS, Source, published, size_text, sources
+from align.rewards.catalogue import REWARDS, SETS, Source, published, size_text, sources
 from align.rewards.expression import expand, leaves, parse_expression
 from align.rewards.weights import MODEL_FILES, find_file, missing_files, own_folder
 from align.runs.files import atomic_path, brief
@@ -63,10 +64,9 @@ def list_text() -> str:
                 f"{source.licence:<14}{known:<18}{source.repo} ({files})"
             )
     lines += [f"{name:<34}{'':>14}  {'':<14}{'':<18}{text}" for name, text in SETS.items()]
-    lines += [
-        "",
-        "clip:, blip-vqa:, vqascore:, ocr: and detector:model= take any OWNER/NAME of the Hub.",
-    ]
+    free = [f"{name}:" for name, one in REWARDS.items() if one.any_repository]
+    free += [f"{name}:model=" for name, one in REWARDS.items() if "model" in one.words]
+    lines += ["", f"{', '.join(free[:-1])} and {free[-1]} take any OWNER/NAME of the Hub."]
     return "\n".join(lines)
 
 
@@ -92,13 +92,16 @@ def hub_files(source: Source) -> list[str]:
 
     Beside them the small text files that transformers may want: configs and tokenizers.
     """
-    if not source.model:
+    if not (source.model or source.any_of):
         return list(source.files)
     from huggingface_hub import HfApi
 
     present = _reach(source.repo, lambda: HfApi().list_repo_files(source.repo))
-    small = [n for n in present if n.endswith((".json", ".txt", ".model")) and "/" not in n]
+    kinds = (".json", ".txt", ".model", ".jinja")
+    small = [n for n in present if n.endswith(kinds) and "/" not in n]
     small = [name for name in small if not name.endswith(".index.json")]
+    if not source.model:
+        return [name for name in small if name in (*source.files, *source.any_of)]
     for index in MODEL_FILES:
         stem, kind = index.removesuffix(".index.json").rsplit(".", 1)
         shards = [n for n in present if re.fullmatch(rf"{stem}(-\d+-of-\d+)?\.{kind}", n)]
@@ -136,16 +139,15 @@ def _reach(repo: str, call):
 
 
 def _from_url(source: Source, url: str) -> Path:
-    """One small file of the web into `own_folder`, checked before it gets its name."""
+    """One file of the web into `own_folder`, checked before it gets its name."""
     path = own_folder() / source.repo / source.files[0]
-    try:
-        with urllib.request.urlopen(url, timeout=60) as answer:
-            content = answer.read()
-    except (urllib.error.URLError, TimeoutError, OSError) as error:
-        raise FileNotFoundError(f"{url} could not be fetched ({error})") from error
     with atomic_path(path) as temporary:
-        temporary.write_bytes(content)
-        if source.sha256 and digest(temporary) != source.sha256:
+        try:
+            with urllib.request.urlopen(url, timeout=60) as answer, temporary.open("wb") as file:
+                shutil.copyfileobj(answer, file, BLOCK)
+        except (urllib.error.URLError, TimeoutError, OSError) as error:
+            raise FileNotFoundError(f"{url} could not be fetched ({error})") from error
+        if source.sha256 and not digest(temporary).startswith(source.sha256):
             raise ValueError(f"{url} came with another checksum than {source.sha256}")
     return path
 
@@ -165,7 +167,8 @@ def check(wanted: list[Source], *, only_present: bool) -> str:
             raise FileNotFoundError(f"{source.repo} lacks {', '.join(missing)} on this machine")
         for path in present_files(source):
             expected = expected_digest(source, path)
-            if expected is not None and digest(path, git=len(expected) == 40) != expected:
+            found = "" if expected is None else digest(path, git=len(expected) == 40)
+            if expected is not None and not found.startswith(expected):
                 raise ValueError(
                     f"{path} is damaged: its checksum is not {expected}; delete it and fetch "
                     f"{source.repo} again"
@@ -186,7 +189,7 @@ def expected_digest(source: Source, path: Path) -> str | None:
     """The checksum of a file: the table's, else what the Hub said when it was downloaded.
 
     The Hub's cache names a file by it; a local folder keeps it in `.cache/huggingface`. 64 digits
-    are SHA-256, 40 are Git's SHA-1.
+    are SHA-256, 40 are Git's SHA-1, fewer the first of SHA-256.
     """
     if source.sha256 is not None:
         return source.sha256

@@ -18,6 +18,7 @@ from typing import Any
 from align.config.checks import one_of
 from align.language.prompt_files import SUFFIXES, read_prompts
 from align.language.prompts import PromptSet, builtin_names, load_prompts
+from align.language.questions import gather, joined
 
 CATEGORY_COLUMNS = (
     "category",
@@ -79,18 +80,10 @@ def _merged(name: str, rows: Sequence[tuple[str, dict[str, Any]]]) -> PromptSet:
     if not rows:
         raise ValueError(f"prompt file {name} has no prompts, so its category is empty")
     grouped: dict[str, list[dict[str, Any]]] = {}
-    for prompt, metadata in rows:
+    for prompt, metadata in gather(rows):
         if metadata not in grouped.setdefault(prompt, []):
             grouped[prompt].append(metadata)
-    return PromptSet(name, list(grouped), [_joined(mine) for mine in grouped.values()])
-
-
-def _joined(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    joined = dict(rows[0])
-    for key in dict.fromkeys(key for row in rows for key in row):
-        values = [row.get(key) for row in rows]
-        joined[key] = values[0] if all(value == values[0] for value in values) else values
-    return joined
+    return PromptSet(name, list(grouped), [joined(mine) for mine in grouped.values()])
 
 
 def _with_categories(prompts: PromptSet, fallback: str) -> PromptSet:

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from align.config.checks import one_of
+from align.language.geneval import geneval_prompts
 from align.language.prompt_files import read_prompts
+from align.language.questions import gather
 
 # The 45 common animals on which DDPO (2305.13301) and AlignProp (2310.03739) train.
 ANIMALS: str = (
@@ -42,7 +44,7 @@ def builtin_names() -> tuple[str, ...]:
     """The names of the built-in sets."""
     from align.scenes.dataset import PROMPT_SETS
 
-    return (*PROMPT_SETS, "animals")
+    return (*PROMPT_SETS, "animals", "geneval")
 
 
 def default_prompts(model: str) -> str:
@@ -94,6 +96,9 @@ def load_prompts(name_or_path: str | Path) -> PromptSet:
     if name == "animals":
         prompts = ANIMALS.split()
         return PromptSet(name, prompts, [{} for _ in prompts])
+    if name == "geneval":
+        rows = geneval_prompts()
+        return PromptSet(name, [row.pop("prompt") for row in rows], rows)
     if name in builtin_names():
         from align.scenes.dataset import prompt_categories, prompt_set
 
@@ -103,7 +108,7 @@ def load_prompts(name_or_path: str | Path) -> PromptSet:
         if path.suffix or path.parent != Path():
             raise FileNotFoundError(f"no prompt file {name}")
         raise ValueError(f"no prompt set or file {name!r}; {one_of(name, builtin_names())}")
-    rows = read_prompts(path)
+    rows = gather(read_prompts(path))
     if not rows:
         raise ValueError(f"prompt file {name} has no prompts; write at least one")
     return PromptSet(name, [prompt for prompt, _ in rows], [metadata for _, metadata in rows])

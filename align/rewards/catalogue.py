@@ -17,6 +17,8 @@ SCENES_REWARD = "scenes-detector=2,scenes-clip"
 SETS = {
     # CARINOX minimises 5 (1 - 2 HPS) + 5 (1 - (ImageReward + 3) / 6) + 5 (1 - DA) + (1 - VQAScore).
     "carinox": "hps=10,image-reward=0.8333333333333334,da-score=5,vqascore=1",
+    # What flow_grpo trains on.
+    "flow-grpo-geneval": "geneval:dense",
     # ReNO minimises 5 (1 - HPS) + (2 - ImageReward) + 0.05 (30 - PickScore) + 0.01 (100 - CLIP).
     "reno": "hps=5,image-reward=1,pickscore=0.05,clip:laion/CLIP-ViT-H-14-laion2B-s32B-b79K=0.01",
 }
@@ -34,7 +36,8 @@ class Source:
         size: bytes to download, rounded.
         licence: of the weights.
         url: where the only file is, if it is not on the Hub.
-        sha256: of the only file, where it was measured.
+        sha256: of the only file, or its first digits.
+        any_of: names of which one must be there.
     """
 
     repo: str
@@ -44,6 +47,7 @@ class Source:
     licence: str = "unknown"
     url: str | None = None
     sha256: str | None = None
+    any_of: tuple[str, ...] = ()
 
 
 _CLIP_FILES = ("config.json", "vocab.json", "merges.txt")
@@ -60,6 +64,35 @@ BLIP_VQA = Source(
     "Salesforce/blip-vqa-base", ("config.json", "vocab.txt"), True, 1540 * _MB, "BSD-3-Clause"
 )
 _T5_FILES = ("tokenizer.json", "tokenizer_config.json")
+_QWEN_FILES = ("config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json")
+
+
+_TEMPLATES = ("chat_template.json", "chat_template.jinja")
+
+
+def _qwen(name: str, megabytes: int, licence: str = "Apache-2.0") -> tuple[Source, ...]:
+    size = megabytes * _MB
+    return (Source(f"Qwen/{name}", _QWEN_FILES, True, size, licence, any_of=_TEMPLATES),)
+
+
+QWEN3_VL_2B = _qwen("Qwen3-VL-2B-Instruct", 4300)
+QWEN3_VL_8B = _qwen("Qwen3-VL-8B-Instruct", 17500)
+# Judges by questions, by name; 3B is for non-commercial use.
+QWENS = {
+    found[0].repo: found
+    for found in (
+        QWEN3_VL_2B,
+        _qwen("Qwen3-VL-4B-Instruct", 8900),
+        QWEN3_VL_8B,
+        _qwen("Qwen2.5-VL-7B-Instruct", 16600),
+        _qwen("Qwen2.5-VL-3B-Instruct", 7500, "Qwen research"),
+    )
+}
+HPSV3 = Source("MizzenAI/HPSv3", ("HPSv3.safetensors",), size=17000 * _MB, licence="Apache-2.0")
+QWEN2_VL_WORDS = Source(
+    "Qwen/Qwen2-VL-7B-Instruct", _QWEN_FILES, size=12 * _MB, licence="Apache-2.0",
+    any_of=_TEMPLATES,
+)  # fmt: skip
 AESTHETIC_V1 = Source(
     "LAION-AI/aesthetic-predictor",
     ("sa_0_4_vit_l_14_linear.pth",),
@@ -85,6 +118,21 @@ NSFW = Source(
     licence="MIT",
     url="https://github.com/LAION-AI/CLIP-based-NSFW-Detector/raw/"
     "d6bb8fe31fd4aecbfed7dfb62df4fe5858bfc014/h14_nsfw.pth",
+)
+
+# The name of mmdet's file ends in the first digits of its checksum.
+MASK2FORMER = Source(
+    "openmmlab/mask2former",
+    ("mask2former_swin-s-p4-w7-224_lsj_8x2_50e_coco_20220504_001756-743b7d99.pth",),
+    size=280 * _MB,
+    licence="Apache-2.0",
+    url="https://download.openmmlab.com/mmdetection/v2.0/mask2former/"
+    "mask2former_swin-s-p4-w7-224_lsj_8x2_50e_coco/"
+    "mask2former_swin-s-p4-w7-224_lsj_8x2_50e_coco_20220504_001756-743b7d99.pth",
+    sha256="743b7d99",
+)
+MASK2FORMER_FACEBOOK = Source(
+    "facebook/mask2former-swin-small-coco-instance", ("config.json",), True, 263 * _MB, "other"
 )
 
 
@@ -117,6 +165,10 @@ class Named:
     """Whether its argument can be OWNER/NAME of the Hub, a repository in transformers' layout."""
     explains: bool = False
     """Whether it says why a score is low (`align.rewards.facts`)."""
+    words: tuple[str, ...] = ()
+    """Settings that its argument takes as `key=word`; `model` is a repository or folder."""
+    numbers: tuple[str, ...] = ()
+    """Settings that its argument takes as `key:NUMBER`."""
 
 
 # Every reward: loading, `align rewards`, `align fetch`, the demo and the docs read this.
@@ -138,12 +190,21 @@ REWARDS = {
         "objects that are there, are not, or are so many", "at most 0",
         {"": (Source("google/owlvit-base-patch32", _CLIP_FILES, True, 613 * _MB, "Apache-2.0"),),
         "model=hustvl/yolos-tiny": (Source("hustvl/yolos-tiny", ("config.json",), True, 26 * _MB,
-        "Apache-2.0"),)}),
+        "Apache-2.0"),)}, words=("present", "remove", "count", "model")),
+    "geneval": Named("align.rewards.geneval:load",
+        "whether the objects are there that a GenEval prompt asks for", "0 or 1; soft: at most 0",
+        {"": (MASK2FORMER, CLIP_L), f"model={MASK2FORMER_FACEBOOK.repo}": (MASK2FORMER_FACEBOOK,
+        CLIP_L)}, words=("model",)),
+    "geneval2": Named("align.rewards.geneval2:load",
+        "how surely a Qwen-VL sees each atom of a GenEval 2 prompt, geometric mean", "0 to 1",
+        {"": QWEN3_VL_8B}, words=("mean", "score", "spellings", "model"), numbers=("pixels",)),
     "hps": Named("align.rewards.hps:load", "human preference score v2.1, cos(image, prompt)",
         "-1 to 1", {"": _hps("HPS_v2.1_compressed.pt"), "2.0": _hps("HPS_v2_compressed.pt")}),
     "http": Named("align.rewards.http_scorer:http", "scores from a server of one's own",
         "the server's"),
     "https": Named("align.rewards.http_scorer:https", "the same, encrypted", "the server's"),
+    "hpsv3": Named("align.rewards.hpsv3:load", "human preference score v3, by a Qwen2-VL of 7B",
+        "about -5 to 15", {"": (HPSV3, QWEN2_VL_WORDS)}),
     "image-reward": Named("align.rewards.image_reward:load",
         "what experts prefer, in standard deviations", "unbounded",
         {"": (Source("THUDM/ImageReward", ("ImageReward.pt",), size=1790 * _MB,
@@ -164,6 +225,9 @@ REWARDS = {
         "what users pick, about 100 cos(image, prompt)", "-100 to 100",
         {"": (Source("yuvalkirstain/PickScore_v1", ("config.json",), True, 3946 * _MB, "MIT"),
         CLIP_H_WORDS)}),
+    "questions": Named("align.rewards.questions:load",
+        "share of a benchmark's questions that a Qwen-VL answers with yes", "0 to 1",
+        {"": QWEN3_VL_8B}, words=("ask", "model"), numbers=("pixels",)),
     "scenes-clip": Named("align.rewards.scenes_clip:load",
         "2.5 cos(image, prompt) of a contrastive dual encoder", "-2.5 to 2.5"),
     "scenes-detector": Named("align.rewards.scenes_detector:load",
@@ -174,9 +238,14 @@ REWARDS = {
         "large objects, apart, in full colours, on light even ground", "about 0 to 6.5"),
     "scenes-vqa": Named("align.rewards.scenes_vqa:load",
         "mean log p(yes) over the prompt's yes/no assertions", "< 0", explains=True),
+    "vlm": Named("align.rewards.vlm:load",
+        "log-odds of yes that the picture shows the prompt, a Qwen-VL", "unbounded",
+        {"": QWEN3_VL_2B, **QWENS}, any_repository=True,
+        words=("score", "ask", "answer", "penalty"), numbers=("pixels",)),
     "vqascore": Named("align.rewards.vqascore:load",
         "p(yes) that the picture shows the prompt, CLIP-FlanT5", "0 to 1", {"": _flan_t5("xl",
-        12100), "clip-flant5-xxl": _flan_t5("xxl", 46000)}, any_repository=True),
+        12100), "clip-flant5-xxl": _flan_t5("xxl", 46000), **QWENS}, any_repository=True,
+        numbers=("pixels",)),
 }  # fmt: skip
 
 # Those that ask a server: what it loads is its own.
@@ -210,31 +279,35 @@ def published() -> dict[str, tuple[Source, ...]]:
 def sources(name: str, argument: str | None = None) -> tuple[Source, ...]:
     """What a term loads; empty for rewards without published weights.
 
-    `clip:OWNER/NAME`, `blip-vqa:OWNER/NAME`, `vqascore:OWNER/NAME` and `detector:model=OWNER/NAME`
-    name other repositories of the Hub in transformers' layout: size and licence are theirs.
+    `clip:OWNER/NAME`, `detector:model=OWNER/NAME` and the like name other repositories of the Hub
+    in transformers' layout: size and licence are theirs.
     """
     reward = (REWARDS | JUDGES).get(name)
     if reward is None or not reward.sources:
         return MEASURES.get(name, ()) if argument is None else ()
-    if argument is not None and name == "detector":
-        parts = [part.partition("=") for part in argument.split(";")]
-        model = {key: value for key, _, value in parts}.get("model")
-        default = _other(model, reward.sources[""])
-        return reward.sources.get(f"model={model}", default)
-    default = reward.sources[""]
-    if name == "ocr" and argument is not None:
-        argument = argument.partition(";")[0] or None
-    if reward.any_repository:
-        default = _other(argument, default)
-    return reward.sources.get(argument or "", default)
-
-
-def _other(repo: str | None, default: tuple[Source, ...]) -> tuple[Source, ...]:
-    if repo is None or repo.count("/") != 1 or repo.startswith((".", "/", "~")):
+    default, asked = reward.sources[""], _asked(argument)
+    for key in (argument or "", asked or "", f"model={asked}"):
+        if key and key in reward.sources:
+            return reward.sources[key]
+    if not reward.any_repository and "model" not in reward.words:
         return default
-    if repo in (CLIP_H.repo, CLIP_L.repo):
-        return (CLIP_H if repo == CLIP_H.repo else CLIP_L,)
-    return (Source(repo, ("config.json",), True),)
+    if asked is None or asked.count("/") != 1 or asked.startswith((".", "/", "~")):
+        return default
+    if asked in (CLIP_H.repo, CLIP_L.repo):
+        return (CLIP_H if asked == CLIP_H.repo else CLIP_L,)
+    if asked in QWENS:
+        return QWENS[asked]
+    # What else a reward of a named model loads is the same for every model.
+    rest = default[1:] if "model" in reward.words else ()
+    return (Source(asked, ("config.json",), True), *rest)
+
+
+def _asked(argument: str | None) -> str | None:
+    """The model that an argument names: `model=`, or a part without a key."""
+    parts = [part.strip() for part in (argument or "").split(";")]
+    named = [part.removeprefix("model=") for part in parts if part.startswith("model=")]
+    bare = [part for part in parts if part and "=" not in part]
+    return next(iter([*named, *sorted(bare, key=lambda part: "/" not in part)]), None)
 
 
 def size_text(size: int) -> str:

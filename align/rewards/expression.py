@@ -9,7 +9,8 @@
 
 A weight is the last `=NUMBER` of a term, so arguments may hold `=` (`detector:remove=person`).
 Where `KEY=NUMBER` ends an argument and KEY is one of the reward's settings (`detector:model=7`), it
-could be either and is refused: write `KEY=NUMBER=1`.
+could be either and is refused: write `KEY=NUMBER=1`, or `KEY:NUMBER` for a setting that is a
+number.
 """
 
 import math
@@ -17,8 +18,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from align.rewards.catalogue import JUDGES, REWARDS, SERVERS
+
 COMBINATORS = ("min", "product", "z", "rank")
-KEYS = {"detector": ("present", "remove", "count", "model")}  # settings that rewards take as KEY=
 _NAME = re.compile(r"[A-Za-z][\w.-]*")
 _FUNCTION = re.compile(r"(?P<path>.+\.py):(?P<function>[A-Za-z_]\w*)")
 
@@ -166,12 +168,13 @@ def _read_term(text: str, at: int, body: str) -> tuple[Term, float]:
     is_weight = bool(equals) and (":" not in head or _is_number(tail)) and not _is_path(body)
     weight = _weight(text, at + len(head) + 1, tail) if is_weight else 1.0
     head = head.rstrip() if is_weight else body
-    if is_weight and _is_key(head):
+    key = _setting(head) if is_weight else None
+    if key is not None:
+        value = f"{key}:{tail.strip()}" if key in _settings(head)[1] else f"{body}=1"
         raise _error(
             text,
             at + len(head),
-            f"{tail} may be a weight or the value of {re.split('[:;?&]', head)[-1].strip()!r}; for "
-            f"the value write {body}=1",
+            f"{tail} may be a weight or the value of {key!r}; for the value write {value}",
         )
     function = _FUNCTION.fullmatch(head)
     if function:
@@ -186,12 +189,21 @@ def _read_term(text: str, at: int, body: str) -> tuple[Term, float]:
     return Term(name, argument if colon else None), weight
 
 
-def _is_key(head: str) -> bool:
-    """Whether a term without its last `=NUMBER` ends in the key of one of its settings."""
+def _settings(head: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The keys of words and of numbers that a term's reward takes."""
+    reward = (REWARDS | JUDGES).get(head.partition(":")[0].strip())
+    return (reward.words, reward.numbers) if reward else ((), ())
+
+
+def _setting(head: str) -> str | None:
+    """The key in which a term without its last `=NUMBER` ends, if it is a setting of its reward."""
     name, _, argument = head.partition(":")
-    if name.strip() in ("http", "https", "chat") and re.search(r"\?([^;]*&)?[^;=&]*$", argument):
-        return True  # of the address's query
-    return argument.split(";")[-1].strip() in KEYS.get(name.strip(), ())
+    query = re.search(r"\?(?:[^;]*&)?([^;=&]*)$", argument)
+    if name.strip() in SERVERS and query:  # of the address
+        return query[1]
+    key = argument.split(";")[-1].strip()
+    words, numbers = _settings(head)
+    return key if key in (*words, *numbers) else None
 
 
 def _is_path(body: str) -> bool:

@@ -10,6 +10,8 @@ from align.rewards.weights import CHECKPOINTS, MODEL_FILES, find_file
 
 # Without weights: one reading under two names.
 ALIASES = {"verifier-partial": "verifier"}
+# With weights, but one rule by whatever weights: what deceives it deceives it again.
+RULES = ("geneval", "geneval2")
 PART = 2**20  # bytes of a file's start and end that tell it from others of its size
 
 
@@ -44,6 +46,7 @@ def _marks(name: str) -> set[str]:
     source, given = found[0], _given(term)
     file = _weights(source, given)
     marks = {_content(file)} if file else set()
+    marks |= {term.name} & {*RULES}
     if given is not None:
         return {*marks, str(given.resolve())}
     return {*marks, source.repo if source.model else f"{source.repo}/{source.files[0]}"}

@@ -6,7 +6,9 @@ VQAScore (Lin et al. 2024, arXiv 2404.01291), by default with its own CLIP-FlanT
 
 CLIP-FlanT5 has two such tokens, "Yes" and the end of the answer. Any other model of transformers
 that takes a picture and a question (LLaVA, PaliGemma, BLIP-2, …) works too, if all it does to a
-picture is to resize, crop and normalise it; then the first token of the answer counts.
+picture is to resize, crop and normalise it, and Qwen2-VL, Qwen2.5-VL and Qwen3-VL, which cut it
+into patches (`align.rewards.qwen`); then the first token of the answer counts. A Qwen is asked as
+its authors' `t2v-metrics` asks it.
 """
 
 from pathlib import Path
@@ -17,12 +19,21 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from align.rewards.arguments import read_argument
 from align.rewards.catalogue import sources
 from align.rewards.clip_t5 import QUESTION, load_clip_t5
 from align.rewards.processors import PlainView, read_view
+from align.rewards.qwen import load_qwen
+from align.rewards.vlm import Vlm
 from align.rewards.weights import find, load_model, local_path, model_type, shared
 
 NAME = "vqascore"
+# By kind of model, from t2v-metrics 3.0, and its repository for Qwen3-VL.
+QWEN_QUESTIONS = {
+    "qwen2_vl": 'Does this image show "{prompt}"?',
+    "qwen2_5_vl": 'Does this image show "{prompt}"?',
+    "qwen3_vl": 'Does this figure show "{prompt}"? Please answer Yes or No.',
+}
 SIZES = {"clip-flant5-xl": None, "clip-flant5-xxl": "clip-flant5-xxl"}
 
 
@@ -64,21 +75,29 @@ def load(argument: str | None, device) -> nn.Module:
     """The reward `vqascore`, frozen.
 
     `argument`: `clip-flant5-xl` (default), `clip-flant5-xxl`, a Hub id or folder of either, or of
-    another model of transformers that answers questions about a picture.
+    another model of transformers that answers questions about a picture; `pixels:NUMBER` limits
+    the size of a Qwen's.
 
     Raises:
         FileNotFoundError: weights are not on this machine (says how to fetch them).
         ValueError: they are damaged, an argument that is none of these, or a model that does more
             to a picture than resize, crop and normalise it.
     """
-    given = local_path(argument)
-    if given is None and argument not in (None, *SIZES) and argument.count("/") != 1:
+    asked = read_argument(NAME, argument)
+    given = local_path(asked.model)
+    if given is None and asked.model not in (None, *SIZES) and asked.model.count("/") != 1:
         known = ", ".join(SIZES)
         raise ValueError(f"{NAME}:{argument} is neither {known} nor a Hub id or folder")
-    term = NAME if argument is None else f"{NAME}:{argument}"
-    wanted = sources(NAME, SIZES.get(argument or "", argument))
+    term = NAME if asked.model is None else f"{NAME}:{asked.model}"
+    wanted = sources(NAME, SIZES.get(asked.model or "", asked.model))
     folder = given or find(wanted[0], term)
-    if model_type(folder) == "clip_t5":
+    kind = model_type(folder)
+    if kind in QWEN_QUESTIONS:
+        qwen = load_qwen(folder, device, asked.whole("pixels", 1))
+        return Vlm(qwen, QWEN_QUESTIONS[kind], "p")
+    if asked.numbers:
+        raise ValueError(f"{asked.term}: only a Qwen-VL takes pixels:NUMBER")
+    if kind == "clip_t5":
         words, tower = (wanted if len(wanted) == 3 else sources(NAME))[1:]
         model = shared((NAME, folder, device), lambda: load_clip_t5(folder, words, tower, term))
     else:

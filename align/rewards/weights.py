@@ -62,6 +62,8 @@ def missing_files(source: Source, given: Path | None = None) -> list[str]:
     missing = [name for name in source.files if find_file(source, name, given) is None]
     if source.model and not any(find_file(source, name, given) for name in MODEL_FILES):
         missing.append(MODEL_FILES[0])
+    if source.any_of and not any(find_file(source, name, given) for name in source.any_of):
+        missing.append(source.any_of[0])
     return missing
 
 
@@ -154,15 +156,26 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     return content
 
 
-def fill(model: Model, tensors: dict[str, Tensor], path: Path) -> Model:
-    """Load converted tensors strictly, as float32; the model comes back frozen, in eval mode.
+def fill(
+    model: Model,
+    tensors: dict[str, Tensor],
+    path: Path,
+    dtype: torch.dtype = torch.float32,
+    *,
+    assign: bool = False,
+) -> Model:
+    """Load converted tensors strictly, as `dtype`; the model comes back frozen, in eval mode.
 
+    With `assign` the tensors themselves become its weights: big ones are not there twice.
     Raises ValueError naming missing or unexpected keys or a shape that does not fit.
     """
     assert isinstance(model, torch.nn.Module)
     try:
-        model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in
-                               tensors.items()}, strict=True)  # fmt: skip
+        model.load_state_dict(
+            {k: v.to(dtype) if v.is_floating_point() else v for k, v in tensors.items()},
+            strict=True,
+            assign=assign,
+        )
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines()[1:]]
         shown = "; ".join(line if len(line) < 200 else f"{line[:200]}…" for line in lines[:2])
@@ -170,8 +183,8 @@ def fill(model: Model, tensors: dict[str, Tensor], path: Path) -> Model:
     return model.eval().requires_grad_(False)
 
 
-def load_model(kind: Any, folder: Path, **settings: Any) -> Any:
-    """A transformers model of a folder: float32, frozen, in eval mode, with all of its weights.
+def load_model(kind: Any, folder: Path, dtype: torch.dtype = torch.float32, **settings: Any) -> Any:
+    """A transformers model of a folder: frozen, in eval mode, with all of its weights.
 
     Raises ValueError where its files are damaged or lack weights.
     """
@@ -181,7 +194,7 @@ def load_model(kind: Any, folder: Path, **settings: Any) -> Any:
         with _loading_bars(shown=False):
             model, info = kind.from_pretrained(
                 folder,
-                dtype=torch.float32,
+                dtype=dtype,
                 local_files_only=True,
                 output_loading_info=True,
                 **settings,
