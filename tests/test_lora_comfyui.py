@@ -59,9 +59,10 @@ MODELS = {
     ),
     "chroma": ("chroma", {"num_layers": 2, "num_single_layers": 3}),
     "lumina2": ("lumina2", {"num_layers": 2}),
+    "wan": ("wan", {"num_layers": 2}),
 }
 TRANSFORMERS = [name for name in MODELS if "layers" in COMFYUI["models"][name]]
-NEWER = ("z-image", "klein", "flux2-dev", "qwen-image", "krea2", "chroma", "lumina2")
+NEWER = ("z-image", "klein", "flux2-dev", "qwen-image", "krea2", "chroma", "lumina2", "wan")
 # ComfyUI has a name for these; ours leave them out, as diffusers swaps rows of the last block's.
 UNNAMED = {f"sd3{end}": {"transformer_blocks.0.norm1_context.linear"} for end in ("", ".5")}
 SWAPPED = "final_layer.adaLN_modulation.1"  # FLUX.2's, for which diffusers has the rows swapped
@@ -76,6 +77,12 @@ LUMINA = {
     "feed_forward.linear_2": ("feed_forward.w2", 0),
     "feed_forward.linear_3": ("feed_forward.w3", 0),
 }
+# Likewise of Wan, of which it has no map: its WanSelfAttention and WanAttentionBlock.
+WAN = {
+    f"attn{number}.{layer}": f"{kind}_attn.{weight}"
+    for number, kind in ((1, "self"), (2, "cross"))
+    for layer, weight in (("to_q", "q"), ("to_k", "k"), ("to_v", "v"), ("to_out.0", "o"))
+} | {"ffn.net.0.proj": "ffn.0", "ffn.net.2": "ffn.2"}
 LINEAR = (
     "to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out",
 )  # fmt: skip
@@ -102,6 +109,12 @@ def pipeline(name):
 def places(name, denoiser):
     """{layer of diffusers': (weight of ComfyUI's, first row)}, as their names have it."""
     there = {layer for layer, part in denoiser.named_modules() if hasattr(part, "weight")}
+    if name == "wan":
+        return {
+            f"blocks.{block}.{layer}": (f"blocks.{block}.{weight}", 0)
+            for block in (0, 1)
+            for layer, weight in WAN.items()
+        }
     if name == "lumina2":
         blocks = [f"{above}.0" for above in ("noise_refiner", "context_refiner", "layers")]
         return {
@@ -186,13 +199,13 @@ def test_each_weight_of_comfyui_has_a_name_and_each_name_a_weight(name):
 
 @pytest.mark.parametrize("name", TRANSFORMERS)
 def test_comfyui_takes_the_run_s_own_file(name, tmp_path):
-    """But for Lumina 2, whose layers it knows under their original names alone."""
+    """But for Lumina 2 and Wan, whose layers it knows under their original names alone."""
     pipe = pipeline(name)
     add_lora(pipe, rank=2)
     tensors = load_file(save_lora(pipe, tmp_path))
     layers = {key.removeprefix("transformer.").split(".lora_")[0] for key in tensors}
     assert len(tensors) == 2 * len(layers)
-    assert (layers <= COMFYUI["models"][name]["layers"].keys()) == (name != "lumina2")
+    assert (layers <= COMFYUI["models"][name]["layers"].keys()) == (name not in ("lumina2", "wan"))
 
 
 @pytest.mark.parametrize("name", sorted(set(TRANSFORMERS) - set(NEWER)))

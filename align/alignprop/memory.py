@@ -147,6 +147,7 @@ class Needs:
     def __init__(self, config: TrainConfig, reward: Any = None, pipe: Any = None):
         """`pipe` stands in for the model that the config names; its weights are given up."""
         self.dtype, self.reward = planned_dtype(config), reward
+        self.num_frames = config.num_frames
         self.pipe = pipe or empty_pipeline(config.model, self.dtype)
         for part in self.pipe.components.values():
             if isinstance(part, nn.Module):
@@ -253,7 +254,7 @@ class Needs:
                 width=width,
                 prompt_embeds={k: v.expand(images, *v.shape[1:]) for k, v in self.embeds.items()},
             )
-            noisy = latents[:1].expand(images, -1, -1, -1)
+            noisy = latents[:1].expand(images, *latents.shape[1:])
             return denoise(noisy, torch.tensor(500.0, device=META))
 
         def drawing() -> Tensor:
@@ -261,7 +262,10 @@ class Needs:
                 return one_pass(drawn, guidance_scale)
 
         latents = torch.empty(
-            micro, *latent_shape(pipe, height, width), device=META, dtype=self.dtype
+            micro,
+            *latent_shape(pipe, height, width, self.num_frames),
+            device=META,
+            dtype=self.dtype,
         ).requires_grad_(kept > 1)
         guidance = 1.0 if drawn else guidance_scale
         step = footprint(lambda: one_pass(micro, guidance), offload=offload)

@@ -18,6 +18,7 @@ from align.config.groups import (
     Arithmetic,
     Device,
     Drawing,
+    Frames,
     LoraTraining,
     Pipeline,
     Presets,
@@ -74,7 +75,16 @@ METHODS = {
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(
-    Pipeline, LoraTraining, Drawing, Size, Device, Arithmetic, RunFolder, Resumable, Presets
+    Pipeline,
+    LoraTraining,
+    Drawing,
+    Size,
+    Frames,
+    Device,
+    Arithmetic,
+    RunFolder,
+    Resumable,
+    Presets,
 ):
     """LoRA fine-tuning by a reward (AlignProp, DPO, NFT), or on pictures of one's own."""
 

@@ -27,6 +27,7 @@ from align.diffusion.families import (
     sd3,
     sdxl,
     stable_diffusion,
+    wan,
     z_image,
 )
 from align.diffusion.families.family import (
@@ -58,12 +59,14 @@ FAMILIES = {
     "Krea2Pipeline": krea2.FAMILY,
     "ChromaPipeline": chroma.FAMILY,
     "Lumina2Pipeline": lumina2.FAMILY,
+    "WanPipeline": wan.FAMILY,
 }
 
 
 @dataclass(frozen=True)
 class Denoiser:
-    """A call `(latents [b, c, h, w], timestep []) -> model output [b, c, h, w]`.
+    """A call `(latents [b, c, h, w], timestep []) -> model output [b, c, h, w]`; of videos
+    [b, c, f, h, w].
 
     The other fields tell the loop what the family wants of the schedule; a plain function may
     stand in for a Denoiser where none of it matters.
@@ -76,8 +79,8 @@ class Denoiser:
     one_step_x0: bool
 
     def __call__(
-        self, latents: Float[Tensor, "b c h w"], timestep: Tensor
-    ) -> Float[Tensor, "b c h w"]:
+        self, latents: Float[Tensor, "b c *f h w"], timestep: Tensor
+    ) -> Float[Tensor, "b c *f h w"]:
         """The guided model output at this timestep, in the scheduler's prediction type."""
         return self.predict(latents, timestep)
 
@@ -204,12 +207,44 @@ def image_size(pipe: Any, height: int | None, width: int | None) -> tuple[int, i
     return height, width
 
 
-def latent_shape(pipe: Any, height: int | None, width: int | None) -> tuple[int, int, int]:
-    """(channels, height, width) of the latents of one image of this size in pixels."""
+def latent_shape(
+    pipe: Any, height: int | None, width: int | None, num_frames: int | None = None
+) -> tuple[int, ...]:
+    """(channels, height, width) of the latents of one image of this size in pixels; of a video
+    (channels, frames, height, width)."""
     height, width = image_size(pipe, height, width)
     family = family_of(pipe)
     factor = family.latent_factor(pipe)
-    return family.latent_channels(pipe), height // factor, width // factor
+    frames = latent_frames(pipe, num_frames)
+    return family.latent_channels(pipe), *frames, height // factor, width // factor
+
+
+def latent_frames(pipe: Any, num_frames: int | None) -> tuple[int, ...]:
+    """(frames of the latents,) of a video, the pipeline's own number where None; () of a picture.
+
+    Raises ValueError for a number the family cannot do.
+    """
+    family = family_of(pipe)
+    if family.frame_factor is None:
+        if num_frames is not None:
+            raise ValueError(f"num_frames is {num_frames}; {family.name} draws pictures, no videos")
+        return ()
+    factor = family.frame_factor(pipe)
+    frames = call_default(pipe, "num_frames") if num_frames is None else num_frames
+    if frames < 1 or (frames - 1) % factor:
+        raise ValueError(
+            f"num_frames is {frames}; {family.name} needs 1 and a multiple of {factor}"
+        )
+    return (1 + (frames - 1) // factor,)
+
+
+def refuse_videos(pipe: Any, what: str) -> None:
+    """Raise ValueError for a pipeline of videos where pictures are needed."""
+    if family_of(pipe).frame_factor is not None:
+        raise ValueError(
+            f"{what} is for pictures, and {type(pipe).__name__} draws videos; "
+            "take `align generate` or `align train --method alignprop`"
+        )
 
 
 def default_steps(pipe: Any) -> int:

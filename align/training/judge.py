@@ -15,9 +15,10 @@ from align.language.prompts import PromptSet, load_prompts, refuse_reserved, tra
 from align.models.lora import save_lora
 from align.models.processes import is_first, own_device
 from align.rewards import load_judge
+from align.rewards.frames import frame_terms
 from align.rewards.provenance import judged_by_reward
 from align.training.checkpoints import digest_of
-from align.training.pictures import spread
+from align.training.pictures import frames_apart, spread
 from align.training.runs import Run
 from align.training.seeding import image_seed, seeded
 
@@ -55,12 +56,13 @@ class HeldOutJudge:
         seed = run.config.seed
         seeds = [image_seed("judge", seed, 0, i) for i in range(len(self.prompts))]
         images = run.sampler.draw(self.prompts, seeds)
+        given, every = (images, self.prompts, self.metadata), frames_apart(run.config)
+        pictures = images if images.ndim == 4 else images[:, 0]  # of videos, their first frames
         with seeded(image_seed("judge", seed, run.done, 0)):
             return {
-                "judge": _by_prompt(self.judge(images, self.prompts, self.metadata)),
-                "reward": _by_prompt(run.reward(images, self.prompts, self.metadata)),
-                "diversity": diversity(images.unflatten(0, (-1, NOISES))),
-            }
+                name: _by_prompt(by.combine(frame_terms(by, *given, every)))
+                for name, by in (("judge", self.judge), ("reward", run.reward))
+            } | {"diversity": diversity(pictures.unflatten(0, (-1, NOISES)))}
 
     def __call__(self, run: Run) -> dict[str, Any]:
         """Judge the present model; keep it in `lora-best/` if it is the best so far.

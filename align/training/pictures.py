@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from align.rewards.frames import frame_terms
+from align.runs.clips import save_clip
 from align.runs.folder import image_grid, save_image
 from align.training.runs import Run
 from align.training.seeding import image_seed, seeded
@@ -27,10 +29,13 @@ def score_pictures(run: Run, name: str | None) -> dict[str, Tensor]:
     prompts, metadata = run.prompts.pick(rows)
     seeds = [image_seed("picture", c.seed, 0, i) for i in range(len(rows))]
     images = run.sampler.draw(prompts, seeds)
+    if name is not None and images.ndim == 5:  # the grid below shows their first frames
+        grids = torch.stack([image_grid(frame) for frame in images.unbind(1)])
+        save_clip(run.folder / "images" / f"{name}.gif", grids, fps=c.fps)
     if name is not None:
         save_image(
             run.folder / "images" / f"{name}.png",
-            image_grid(images),
+            image_grid(images if images.ndim == 4 else images[:, 0]),
             prompt="\n".join(prompts),
             seed=c.seed,
             model=c.model,
@@ -40,20 +45,25 @@ def score_pictures(run: Run, name: str | None) -> dict[str, Tensor]:
             **run.picture_settings,
         )
     with torch.no_grad(), seeded(image_seed("pictures", c.seed, run.done, 0)):
-        return run.reward.terms(images, prompts, metadata)
+        return frame_terms(run.reward, images, prompts, metadata, frames_apart(c))
 
 
 def image_terms(
     run: Run,
-    images: Float[Tensor, "b 3 h w"],
+    images: Float[Tensor, "b *t 3 h w"],
     prompts: list[str],
     metadata: list[dict[str, Any]],
 ) -> dict[str, Float[Tensor, " b"]]:
     """The reward's terms. Raises Diverged where an image or a score is not finite."""
     if not images.isfinite().all():
         raise Diverged("the images are no longer finite numbers")
-    terms = run.reward.terms(images, prompts, metadata)
+    terms = frame_terms(run.reward, images, prompts, metadata, frames_apart(run.config))
     for name, scores in terms.items():
         if not scores.isfinite().all():
             raise Diverged(f"reward {name} is {scores[~scores.isfinite()][0].item()}")
     return terms
+
+
+def frames_apart(config: Any) -> int:
+    """Of which frames of a video the reward is, every n-th; NAR's trainers have no such setting."""
+    return getattr(config, "reward_every", 1)
