@@ -8,7 +8,7 @@ from PIL import Image
 from tiny import build, tiny_pipeline
 from train_helpers import train
 
-from align.alignprop.frozen import recompute_blocks, tile_decoder
+from align.alignprop.frozen import recompute_blocks, spare_decoder
 from align.alignprop.memory import plan
 from align.cli import main
 from align.config.train import TrainConfig
@@ -88,7 +88,7 @@ def test_gradients_to_lora_and_noise():
 
     grads = torch.autograd.grad(score(grad_steps="all", checkpointing=True), leaves)
     recompute_blocks(pipe.transformer, True)
-    tile_decoder(pipe.vae, True)
+    spare_decoder(pipe.vae, True)
     again = torch.autograd.grad(score(grad_steps="all"), leaves)
     for plain, recomputed in zip(grads, again, strict=True):
         torch.testing.assert_close(recomputed, plain, atol=1e-9, rtol=1e-7)

@@ -153,8 +153,8 @@ class TrainConfig(
     block_checkpointing: bool = False
     """Recompute the denoiser block by block as well: less memory still, more time."""
     vae_tiling: bool = False
-    """Decode image by image, with recomputed blocks; images larger than the autoencoder's own size
-    in tiles, which changes pixels at their seams."""
+    """Decode image by image, with recomputed blocks. In spite of its name never in tiles, which
+    would change the reward and its gradient."""
     cache_embeddings: bool = False
     """Encode all prompts before the first update and take the text encoders out of memory."""
     quantize: Literal["8bit", "4bit"] | None = None

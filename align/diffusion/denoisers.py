@@ -6,8 +6,10 @@ Families of pipelines differ here and in `families/` only; the loop that calls a
 
 import functools
 import logging
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -61,6 +63,11 @@ FAMILIES = {
     "Lumina2Pipeline": lumina2.FAMILY,
     "WanPipeline": wan.FAMILY,
 }
+
+# Names of pipelines that edit, fill or follow a picture.
+FROM_PICTURES = re.compile(
+    r"Edit(Plus)?|Inpaint(ing)?|Img2Img|ImageToVideo|ControlNet|Kontext|Fill|InstructPix2Pix"
+)
 
 
 @dataclass(frozen=True)
@@ -186,9 +193,17 @@ def family_of(pipe: Any) -> Family:
     for kind in type(pipe).__mro__:
         if kind.__name__ in FAMILIES:
             return FAMILIES[kind.__name__]
-    raise ValueError(
-        f"{type(pipe).__name__} is not a known kind of pipeline; known: {', '.join(FAMILIES)}"
-    )
+    raise ValueError(f"{type(pipe).__name__} is not a known kind of pipeline; {nearest_kind(pipe)}")
+
+
+def nearest_kind(pipe: Any) -> str:
+    """What a pipeline of no known family, or the name of its class, may have been meant to be."""
+    name = pipe if isinstance(pipe, str) else type(pipe).__name__
+    plain = FROM_PICTURES.sub("", name)
+    near = get_close_matches(plain, FAMILIES, n=1, cutoff=0.5)
+    hint = f", the nearest {near[0]}" if near else ""
+    why = "it draws from a picture, not from text alone; " if plain != name else ""
+    return f"{why}known pipelines: {', '.join(FAMILIES)}{hint}"
 
 
 def image_size(pipe: Any, height: int | None, width: int | None) -> tuple[int, int]:

@@ -60,7 +60,7 @@ def decode(vae: Any, latents: Tensor) -> Tensor:
     the decoder kept of those before.
 
     Without `vae.decode`'s hard clamp, which overexposed pixels could never leave. Video by video,
-    each recomputed in the backward pass, where `tile_decoder` says so.
+    each recomputed in the backward pass, where `spare_decoder` says so.
     """
     mean, std = (
         torch.tensor(values).view(1, -1, 1, 1, 1).to(latents)
