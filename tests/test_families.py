@@ -1,13 +1,14 @@
 """Every family: the pipelines' own images, gradients, LoRA in plain diffusers."""
 
 import logging
+import shutil
 
 import pytest
 import torch
 from tiny import build, tiny_pipeline, with_scheduler
 from transformers import Gemma2Model
 
-from align.alignprop.frozen import recompute_blocks, tile_decoder
+from align.alignprop.frozen import recompute_blocks, spare_decoder
 from align.diffusion import denoisers
 from align.diffusion.denoisers import (
     default_guidance,
@@ -317,7 +318,7 @@ def test_gradients_to_lora_and_noise(name):
 
     grads = torch.autograd.grad(score(grad_steps="all", checkpointing=True), leaves)
     recompute_blocks(denoiser_module(pipe), True)
-    tile_decoder(pipe.vae, True)
+    spare_decoder(pipe.vae, True)
     again = torch.autograd.grad(score(grad_steps="all"), leaves)
     for plain, recomputed in zip(grads, again, strict=True):
         torch.testing.assert_close(recomputed, plain, atol=1e-9, rtol=1e-7)
@@ -423,9 +424,33 @@ def test_masked_attention_stays_with_sdpa(name):
         set_attention(denoiser, "xformers", cpu, torch.float32, masked=family.masked_attention)
 
 
-def test_a_pipeline_for_something_else_is_told_the_nearest():
-    with pytest.raises(ValueError, match=r"m is a QwenImageEditPipeline; .* nearest QwenImagePip"):
-        pipeline_class("m", {"_class_name": "QwenImageEditPipeline"})
+@pytest.mark.parametrize(
+    ("kind", "nearest"),
+    [
+        ("QwenImageEditPipeline", "QwenImagePipeline"),
+        ("QwenImageEditPlusPipeline", "QwenImagePipeline"),
+        ("StableDiffusionXLInpaintPipeline", "StableDiffusionXLPipeline"),
+        ("StableDiffusion3Img2ImgPipeline", "StableDiffusion3Pipeline"),
+        ("FluxKontextPipeline", "FluxPipeline"),
+        ("ZImageInpaintPipeline", "ZImagePipeline"),
+        ("WanImageToVideoPipeline", "WanPipeline"),
+    ],
+)
+def test_a_pipeline_that_draws_from_pictures_is_told_the_nearest_that_does_not(kind, nearest):
+    sentence = rf"m is a {kind}; it draws from a picture, not .*, the nearest {nearest}$"
+    with pytest.raises(ValueError, match=sentence):
+        pipeline_class("m", {"_class_name": kind})
+    other = type(kind, (), {})()
+    with pytest.raises(ValueError, match=rf"^{kind} is not .* it draws .*, the nearest {nearest}$"):
+        family_of(other)
+
+
+@pytest.mark.parametrize("name", [*NEWER, "wan"])
+def test_a_folder_without_its_text_encoder_says_so(name, tmp_path):
+    build(name).save_pretrained(tmp_path)
+    shutil.rmtree(tmp_path / "text_encoder")
+    with pytest.raises(FileNotFoundError, match=r"is not a complete model: .*no text_encoder/"):
+        load_pipeline(tmp_path, device="cpu")
 
 
 def test_rows_of_different_lengths_are_padded():

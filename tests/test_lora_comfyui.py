@@ -49,10 +49,40 @@ MODELS = {
     "flux-schnell": ("flux-schnell", {"num_layers": 2, "num_single_layers": 3}),
     "pixart-alpha": ("pixart-alpha", {}),
     "pixart-sigma": ("pixart-sigma", {}),
+    "z-image": ("z-image", {"n_layers": 2}),
+    "klein": ("klein", {"num_layers": 2, "num_single_layers": 3}),
+    "flux2-dev": ("flux2-dev", {"num_layers": 2, "num_single_layers": 3}),
+    "qwen-image": ("qwen-image", {"num_layers": 2}),
+    "krea2": (
+        "krea2",
+        {"num_layers": 2, "num_layerwise_text_blocks": 2, "num_refiner_text_blocks": 2},
+    ),
+    "chroma": ("chroma", {"num_layers": 2, "num_single_layers": 3}),
+    "lumina2": ("lumina2", {"num_layers": 2}),
+    "wan": ("wan", {"num_layers": 2}),
 }
 TRANSFORMERS = [name for name in MODELS if "layers" in COMFYUI["models"][name]]
+NEWER = ("z-image", "klein", "flux2-dev", "qwen-image", "krea2", "chroma", "lumina2", "wan")
 # ComfyUI has a name for these; ours leave them out, as diffusers swaps rows of the last block's.
 UNNAMED = {f"sd3{end}": {"transformer_blocks.0.norm1_context.linear"} for end in ("", ".5")}
+SWAPPED = "final_layer.adaLN_modulation.1"  # FLUX.2's, for which diffusers has the rows swapped
+# Where layers of Lumina 2 lie, which ComfyUI's map has under Z-Image's names: by its JointAttention
+# and FeedForward. Queries are 24 rows here, keys and values 12.
+LUMINA = {
+    "attn.to_q": ("attention.qkv", 0),
+    "attn.to_k": ("attention.qkv", 24),
+    "attn.to_v": ("attention.qkv", 36),
+    "attn.to_out.0": ("attention.out", 0),
+    "feed_forward.linear_1": ("feed_forward.w1", 0),
+    "feed_forward.linear_2": ("feed_forward.w2", 0),
+    "feed_forward.linear_3": ("feed_forward.w3", 0),
+}
+# Likewise of Wan, of which it has no map: its WanSelfAttention and WanAttentionBlock.
+WAN = {
+    f"attn{number}.{layer}": f"{kind}_attn.{weight}"
+    for number, kind in ((1, "self"), (2, "cross"))
+    for layer, weight in (("to_q", "q"), ("to_k", "k"), ("to_v", "v"), ("to_out.0", "o"))
+} | {"ffn.net.0.proj": "ffn.0", "ffn.net.2": "ffn.2"}
 LINEAR = (
     "to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out",
 )  # fmt: skip
@@ -78,9 +108,27 @@ def pipeline(name):
 
 def places(name, denoiser):
     """{layer of diffusers': (weight of ComfyUI's, first row)}, as their names have it."""
+    there = {layer for layer, part in denoiser.named_modules() if hasattr(part, "weight")}
+    if name == "wan":
+        return {
+            f"blocks.{block}.{layer}": (f"blocks.{block}.{weight}", 0)
+            for block in (0, 1)
+            for layer, weight in WAN.items()
+        }
+    if name == "lumina2":
+        blocks = [f"{above}.0" for above in ("noise_refiner", "context_refiner", "layers")]
+        return {
+            f"{block}.{layer}": (f"{block}.{weight}", row)
+            for block in (*blocks, "layers.1")
+            for layer, (weight, row) in LUMINA.items()
+        }
     if name in TRANSFORMERS:
         layers = COMFYUI["models"][name]["layers"]
-        return {k: (weight, rows[0] if rows else 0) for k, (weight, *rows) in layers.items()}
+        return {
+            layer: (weight, rows[0] if rows else 0)
+            for layer, (weight, *rows) in layers.items()
+            if layer in there
+        }
     wide = nn.Linear | nn.Conv2d
     layers = [layer for layer, module in denoiser.named_modules() if isinstance(module, wide)]
     return {layer: (original_of(layer, denoiser), 0) for layer in layers}
@@ -139,7 +187,28 @@ def test_a_stem_holds_the_deltas_of_the_layers_in_its_weight(name, which, tmp_pa
     assert not left
 
 
+@pytest.mark.parametrize("name", NEWER)
+def test_each_weight_of_comfyui_has_a_name_and_each_name_a_weight(name):
+    named = original_layers(pipeline(name).transformer)
+    weights = set(COMFYUI["models"][name]["stems"].values())
+    swapped = {SWAPPED} if name in ("klein", "flux2-dev") else set()
+    assert weights - named.keys() == swapped
+    norms = {original for original in named.keys() - weights if "norm" in original}
+    assert named.keys() - norms <= weights
+
+
 @pytest.mark.parametrize("name", TRANSFORMERS)
+def test_comfyui_takes_the_run_s_own_file(name, tmp_path):
+    """But for Lumina 2 and Wan, whose layers it knows under their original names alone."""
+    pipe = pipeline(name)
+    add_lora(pipe, rank=2)
+    tensors = load_file(save_lora(pipe, tmp_path))
+    layers = {key.removeprefix("transformer.").split(".lora_")[0] for key in tensors}
+    assert len(tensors) == 2 * len(layers)
+    assert (layers <= COMFYUI["models"][name]["layers"].keys()) == (name not in ("lumina2", "wan"))
+
+
+@pytest.mark.parametrize("name", sorted(set(TRANSFORMERS) - set(NEWER)))
 def test_each_layer_that_comfyui_knows_has_its_original_name(name):
     named = original_layers(pipeline(name).transformer)
     layers = COMFYUI["models"][name]["layers"]

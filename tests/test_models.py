@@ -82,8 +82,8 @@ def test_a_hub_id_that_cannot_be_reached(monkeypatch):
 def test_folders_that_are_no_pipeline(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no model_index.json"):
         load_pipeline(tmp_path)
-    (tmp_path / "model_index.json").write_text('{"_class_name": "WanPipeline"}')
-    with pytest.raises(ValueError, match=r"is a WanPipeline; known pipelines: StableDiffusion"):
+    (tmp_path / "model_index.json").write_text('{"_class_name": "LTXPipeline"}')
+    with pytest.raises(ValueError, match=r"is a LTXPipeline; known pipelines: StableDiffusion"):
         load_pipeline(tmp_path)
 
 

@@ -38,6 +38,8 @@ from transformers import (
     T5Config,
     T5EncoderModel,
     T5Tokenizer,
+    UMT5Config,
+    UMT5EncoderModel,
 )
 
 WIDTH = 16  # of the text embeddings
@@ -623,6 +625,41 @@ def lumina2():
     )
 
 
+def wan():
+    config = UMT5Config(
+        vocab_size=3 + len(spelling()), d_model=WIDTH, d_ff=WIDTH, d_kv=8, num_layers=2, num_heads=2
+    )
+    return diffusers.WanPipeline(
+        tokenizer=t5()["tokenizer"],
+        text_encoder=UMT5EncoderModel(config),
+        vae=diffusers.AutoencoderKLWan(
+            base_dim=8,
+            z_dim=4,
+            dim_mult=[1, 2],
+            num_res_blocks=1,
+            temperal_downsample=[True],
+            latents_mean=[-0.7, 0.1, 0.5, -0.2],
+            latents_std=[2.8, 1.4, 2.3, 1.6],
+            scale_factor_temporal=2,
+            scale_factor_spatial=2,
+        ),
+        scheduler=diffusers.UniPCMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+        ),
+        transformer=diffusers.WanTransformer3DModel(
+            patch_size=(1, 2, 2),
+            num_attention_heads=2,
+            attention_head_dim=12,
+            in_channels=4,
+            out_channels=4,
+            text_dim=WIDTH,
+            freq_dim=16,
+            ffn_dim=16,
+            num_layers=1,
+        ),
+    )
+
+
 BUILDERS = {
     "sd": stable_diffusion,
     "sd-v": stable_diffusion_v,
@@ -648,5 +685,6 @@ BUILDERS = {
     "krea2-turbo": functools.partial(krea2, is_distilled=True),
     "chroma": chroma,
     "lumina2": lumina2,
+    "wan": wan,
     "z-image-turbo": functools.partial(z_image, "Tongyi-MAI/Z-Image-Turbo"),
 }

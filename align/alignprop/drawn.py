@@ -25,8 +25,8 @@ from align.training.seeding import image_seed
 class Drawn:
     """Images of whole groups, one group after the other, without gradient."""
 
-    latents: Float[Tensor, "b c h w"]
-    images: Float[Tensor, "b 3 height width"]
+    latents: Float[Tensor, "b c *f h w"]
+    images: Float[Tensor, "b *t 3 height width"]
     prompts: list[str]
     metadata: list[dict[str, Any]]
     embeds: dict[str, Tensor]
@@ -73,7 +73,7 @@ def own_scores(
 
 
 def learning_denoiser(
-    run: Run, embeds: dict[str, Tensor], latents: Float[Tensor, "_ c h w"]
+    run: Run, embeds: dict[str, Tensor], latents: Float[Tensor, "_ c *f h w"]
 ) -> Denoiser:
     """The denoiser that is trained, for latents of this size. A guidance that is the model's input
     (FLUX, LCM) stays that of the images; one that mixes two outputs is no part of the model."""
@@ -91,9 +91,9 @@ def group_noises(
     denoise: Denoiser,
     update: int,
     groups: Sequence[int],
-    like: Float[Tensor, "_ c h w"],
+    like: Float[Tensor, "_ c *f h w"],
     pairs: int = 1,
-) -> tuple[Float[Tensor, "n c h w"], Float[Tensor, " n"] | Int[Tensor, " n"]]:
+) -> tuple[Float[Tensor, "n c *f h w"], Float[Tensor, " n"] | Int[Tensor, " n"]]:
     """Noises and timesteps, `pairs` times `pair_timesteps` of them for one group after the other.
 
     One timestep lies in each of `pair_timesteps` equal parts of the training schedule; for flow

@@ -13,7 +13,7 @@ def prepare_pipeline(config: TrainConfig, pipe: Any, device: torch.device) -> No
     """Precision, memory format, recomputation and compilation of the frozen parts."""
     denoiser = denoiser_module(pipe)
     recompute_blocks(denoiser, config.block_checkpointing)
-    tile_decoder(pipe.vae, config.vae_tiling)
+    spare_decoder(pipe.vae, config.vae_tiling)
     if pipe.vae.dtype == torch.float16 and pipe.vae.config.get("force_upcast", False):
         pipe.vae.float()  # once, where `decode` would copy it at every call
     if device.type == "cuda":
@@ -52,26 +52,18 @@ def recompute_blocks(module: Any, wanted: bool) -> None:
         )()
 
 
-def tile_decoder(vae: Any, wanted: bool) -> None:
-    """Let an autoencoder work image by image, its blocks recomputed, and in tiles, whose seams are
-    blended, where the image `needs_tiles`."""
+def spare_decoder(vae: Any, wanted: bool) -> None:
+    """Let an autoencoder work image by image, its blocks recomputed; never in tiles.
+
+    A tile's normalizations and attention see the tile alone, so tiles of any overlap change the
+    reward and its gradient all over the picture (docs/recipes).
+    """
     recompute_blocks(vae, wanted)
     if knows_frames(vae):  # diffusers has no recomputation of these: a family's `decode` does it
         vae.decoder.gradient_checkpointing = wanted
-    vae.use_slicing, vae.use_tiling = wanted, wanted and not knows_frames(vae)
+    vae.use_slicing, vae.use_tiling = wanted, False
 
 
 def knows_frames(module: nn.Module) -> bool:
-    """Whether it is made for videos, as the autoencoder of Qwen-Image is; tiles of such a one keep
-    more for the backward pass than the whole."""
+    """Whether it is made for videos, as the autoencoder of Qwen-Image is."""
     return any(parameter.ndim == 5 for parameter in module.parameters())
-
-
-def needs_tiles(vae: Any, height: int, width: int) -> bool:
-    """Whether an image of this size in pixels is larger than a tile of the autoencoder."""
-    if knows_frames(vae):
-        return False
-    side = getattr(vae, "tile_sample_min_size", None)
-    high = getattr(vae, "tile_sample_min_height", side)
-    wide = getattr(vae, "tile_sample_min_width", side)
-    return (high is not None and height > high) or (wide is not None and width > wide)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from align.alignprop.footprint import META, Footprint, footprint, weight_bytes
-from align.alignprop.frozen import needs_tiles, recompute_blocks, tile_decoder
+from align.alignprop.frozen import recompute_blocks, spare_decoder
 from align.alignprop.preferences import pairs_of_group
 from align.alignprop.windows import draw_window
 from align.config.train import METHODS, TrainConfig
@@ -89,11 +89,9 @@ def memory_limit(config: TrainConfig) -> float | None:
 def savings(pipe: Any, config: TrainConfig) -> Iterator[dict[str, Any]]:
     """Changes of settings that save memory, each on top of those before.
 
-    First those that change no number, at the price of time; then those that do, as tiles of the
-    autoencoder do where the image is larger than one.
+    First those that change no number, at the price of time; then those that do.
     """
     height, width = image_size(pipe, config.height, config.width)
-    tiled = needs_tiles(pipe.vae, height, width)
     yield {"checkpointing": True}
     yield {"cache_embeddings": True}
     micro = config.micro_batch_size or config.batch_size
@@ -101,11 +99,8 @@ def savings(pipe: Any, config: TrainConfig) -> Iterator[dict[str, Any]]:
     while micro > least:
         micro = micro // 2 if micro % (2 * least) == 0 else least
         yield {"micro_batch_size": micro}
-    if not tiled:
-        yield {"vae_tiling": True}
+    yield {"vae_tiling": True}
     yield {"block_checkpointing": True}
-    if tiled:
-        yield {"vae_tiling": True}
     if on_cuda(config):
         yield {"quantize": config.quantize or "8bit"}
         yield {"quantize": "4bit"}
@@ -146,6 +141,7 @@ class Needs:
     def __init__(self, config: TrainConfig, reward: Any = None, pipe: Any = None):
         """`pipe` stands in for the model that the config names; its weights are given up."""
         self.dtype, self.reward = planned_dtype(config), reward
+        self.num_frames = config.num_frames
         self.pipe = pipe or empty_pipeline(config.model, self.dtype)
         for part in self.pipe.components.values():
             if isinstance(part, nn.Module):
@@ -228,7 +224,7 @@ class Needs:
         guidance_scale: float,
         checkpointing: bool,
         blocks: bool,
-        tiling: bool,
+        sparing: bool,
         detach_uncond: bool,
         offload: bool,
         drawn: int,
@@ -240,7 +236,7 @@ class Needs:
         """
         pipe, (height, width) = self.pipe, size
         recompute_blocks(denoiser_module(pipe), blocks)
-        tile_decoder(pipe.vae, tiling)
+        spare_decoder(pipe.vae, sparing)
 
         def one_pass(images: int, guidance_scale: float) -> Tensor:
             denoise = make_denoiser(
@@ -253,7 +249,7 @@ class Needs:
                 width=width,
                 prompt_embeds={k: v.expand(images, *v.shape[1:]) for k, v in self.embeds.items()},
             )
-            noisy = latents[:1].expand(images, -1, -1, -1)
+            noisy = latents[:1].expand(images, *latents.shape[1:])
             return denoise(noisy, torch.tensor(500.0, device=META))
 
         def drawing() -> Tensor:
@@ -261,7 +257,10 @@ class Needs:
                 return one_pass(drawn, guidance_scale)
 
         latents = torch.empty(
-            micro, *latent_shape(pipe, height, width), device=META, dtype=self.dtype
+            micro,
+            *latent_shape(pipe, height, width, self.num_frames),
+            device=META,
+            dtype=self.dtype,
         ).requires_grad_(kept > 1)
         guidance = 1.0 if drawn else guidance_scale
         step = footprint(lambda: one_pass(micro, guidance), offload=offload)

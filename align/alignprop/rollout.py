@@ -23,7 +23,7 @@ Observe = Callable[[Tensor, Tensor, Tensor, Sequence[bool]], None]
 def rollout(
     denoise: Denoiser,
     scheduler: Any,
-    noise: Float[Tensor, "b c h w"],
+    noise: Float[Tensor, "b c *f h w"],
     draw: Draw,
     *,
     eta: float = 0.0,
@@ -31,7 +31,7 @@ def rollout(
     fresh_noise: Callable[[int], Tensor] | None = None,
     observe: Observe | None = None,
     max_step_norm: float = 0.0,
-) -> Float[Tensor, "n c h w"]:
+) -> Float[Tensor, "n c *f h w"]:
     """Latents whose graph reaches the parameters through the kept steps of `draw` alone.
 
     The steps before the window run without a graph. With DRaFT-LV (2309.17400) the
@@ -120,7 +120,7 @@ def _windowed(
             inputs = latents.detach() if draw.detach_input else latents.view_as(latents)
             output = denoise(inputs, timestep)
             if not all(kept):
-                mask = torch.tensor(kept, device=output.device).view(-1, 1, 1, 1)
+                mask = torch.tensor(kept, device=output.device).view(-1, *[1] * (output.ndim - 1))
                 output = torch.where(mask, output, output.detach())
             if max_step_norm:
                 _clip_between(inputs, output, max_step_norm)

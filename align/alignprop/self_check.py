@@ -15,7 +15,7 @@ from align.alignprop.memory import plan
 from align.alignprop.session import open_session, trained_reward
 from align.alignprop.update import figures, losses
 from align.config.train import METHODS, TrainConfig
-from align.diffusion.denoisers import denoiser_module, family_of
+from align.diffusion.denoisers import denoiser_module, family_of, refuse_videos
 from align.diffusion.pixels import decode
 from align.diffusion.sample import generate, make_noise, sample, step_arguments
 from align.diffusion.schedules import check_schedule
@@ -54,6 +54,7 @@ def self_check(config: TrainConfig, *, reward: Any = None, pipe: Any = None) -> 
         config = dataclasses.replace(config, out=folder, tracker="none", resume=None)
         scheduler = pipe.scheduler if pipe is not None else None
         run = open_session(config, reward=reward, pipe=pipe)
+        refuse_videos(run.pipe, "self_check")
         encoders = {n: part for n, part in run.pipe.components.items() if "encoder" in n}
         try:
             findings = [_parity(run)]
@@ -129,7 +130,7 @@ def _gradient(run: Run) -> Finding:
     steps = check_schedule(pipe, c.num_inference_steps, c.eta, c.height, c.width)
     last = steps.index(c.num_inference_steps - 1)
     with torch.no_grad():
-        noise = make_noise(pipe, [c.seed], c.height, c.width)
+        noise = make_noise(pipe, [c.seed], c.height, c.width, c.num_frames)
         settings["generator"] = _generators(run)
         before = sample(denoise, pipe.scheduler, noise, stop=last, **settings)
 

@@ -21,7 +21,13 @@ from align.alignprop.rollout import check_window
 from align.alignprop.update import LossModule
 from align.config.train import METHODS, TrainConfig
 from align.config.windows import Window
-from align.diffusion.denoisers import Denoiser, denoiser_module, family_of, make_denoiser
+from align.diffusion.denoisers import (
+    Denoiser,
+    denoiser_module,
+    family_of,
+    latent_frames,
+    make_denoiser,
+)
 from align.diffusion.forward_process import prediction_kind
 from align.diffusion.pixels import decode
 from align.diffusion.prompt_limits import warn_about_prompts
@@ -67,21 +73,21 @@ class Sampler:
 
     def latents(
         self, embeds: dict[str, Tensor], seeds: list[int], eta_seeds: list[int]
-    ) -> Float[Tensor, "b c h w"]:
+    ) -> Float[Tensor, "b c *f h w"]:
         """Latents of the present model, each from the noise of its seed, with the training's own
         steps and guidance; `eta_seeds` are of the noise within the steps."""
         c, pipe = self.config, self.pipe
         return sample(
             self.denoiser(embeds),
             pipe.scheduler,
-            make_noise(pipe, seeds, c.height, c.width),
+            make_noise(pipe, seeds, c.height, c.width, c.num_frames),
             num_inference_steps=c.num_inference_steps,
             eta=c.eta,
             generator=[torch.Generator().manual_seed(seed) for seed in eta_seeds],
         )
 
     @torch.no_grad()
-    def draw(self, prompts: list[str], seeds: list[int]) -> Float[Tensor, "b 3 h w"]:
+    def draw(self, prompts: list[str], seeds: list[int]) -> Float[Tensor, "b *t 3 h w"]:
         """Images of the present model, one per prompt, each from its seed."""
         parts = []
         for start in range(0, len(prompts), DRAW_BATCH):
@@ -128,6 +134,7 @@ def open_session(config: TrainConfig, *, reward: Any = None, pipe: Any = None) -
             quantize=config.quantize,
         )
     set_scheduler(pipe, config.scheduler)
+    latent_frames(pipe, config.num_frames)
     check_schedule(pipe, config.num_inference_steps, config.eta, config.height, config.width)
     if METHODS[config.method].through_sampler:
         check_window(window, pipe.scheduler)

@@ -55,7 +55,7 @@ def batch_loss(run: Run, update: int, indices: Sequence[int]) -> BatchLoss:
 
     def noise(purpose: str) -> Tensor:
         seeds = [image_seed(purpose, c.seed, update, index) for index in indices]
-        return make_noise(pipe, seeds, c.height, c.width)
+        return make_noise(pipe, seeds, c.height, c.width, c.num_frames)
 
     denoise = run.sampler.denoiser(
         run.sampler.embed(prompts), detach_uncond=c.detach_uncond, checkpointing=c.checkpointing
@@ -102,7 +102,7 @@ def loss_scale(accelerator: Any) -> float:
 
 
 def term_gradients(
-    images: Float[Tensor, "b 3 h w"], terms: dict[str, Float[Tensor, " b"]]
+    images: Float[Tensor, "b *t 3 h w"], terms: dict[str, Float[Tensor, " b"]]
 ) -> dict[str, Float[Tensor, ""]]:
     """The L2 norm of each term's gradient by an image, averaged over the images."""
     norms = {}

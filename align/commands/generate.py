@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from align.config.commands import GenerateConfig
+from align.diffusion.denoisers import latent_frames
 from align.diffusion.prompt_limits import warn_about_prompts
 from align.diffusion.sample import OnStep, generate
 from align.diffusion.schedules import check_schedule, set_scheduler
@@ -15,8 +16,10 @@ from align.language.prompts import load_prompts
 from align.models.load import EMBEDDED, embedded_models, load_pipeline
 from align.rewards import load_reward
 from align.rewards.catalogue import SETS
+from align.rewards.frames import frame_terms
 from align.rewards.groups import pointwise
 from align.rewards.listing import list_rewards
+from align.runs.clips import save_clip
 from align.runs.folder import check_folder, image_grid, log_metrics, open_run, save_image
 
 GRID_LIMIT = 64  # images in the overview picture
@@ -25,8 +28,8 @@ GRID_LIMIT = 64  # images in the overview picture
 def generate_images(config: GenerateConfig) -> Path:
     """Write the images of a GenerateConfig into a run's folder and return the folder.
 
-    `images/0000.png` and so on, prompt by prompt; `metrics.jsonl` has a line for each with its
-    file, prompt, seed and scores; `grid.png` shows the first of them together.
+    `images/0000.png` and so on, prompt by prompt, videos as `0000.gif`; `metrics.jsonl` has a line
+    for each with its file, prompt, seed and scores; `grid.png` shows the first of them together.
     """
     from tqdm import tqdm
 
@@ -45,6 +48,7 @@ def generate_images(config: GenerateConfig) -> Path:
     set_scheduler(pipe, config.scheduler)
     check_schedule(pipe, config.num_inference_steps, config.eta, config.height, config.width)
     warn_about_prompts(pipe, prompts)
+    latent_frames(pipe, config.num_frames)
     noise = load_noise(config.noise, len(prompts)) if config.noise else None
 
     folder = open_run(
@@ -60,13 +64,15 @@ def generate_images(config: GenerateConfig) -> Path:
             batch = range(start, min(start + config.batch_size, len(prompts)))
             part = slice(batch.start, batch.stop)
             images = generate_batch(config, pipe, prompts[part], batch, noise)
-            terms = reward.terms(images, prompts[part], metadata[part]) if reward else {}
+            given = images, prompts[part], metadata[part], config.reward_every
+            terms = frame_terms(reward, *given) if reward else {}
             totals = reward.combine(terms) if reward else None
             for row, index in enumerate(batch):
                 scores = {name: score[row] for name, score in terms.items()}
                 total = {} if totals is None else {"reward": totals[row]}
                 _save(config, pipe, folder, index, prompts[index], images[row], total | scores)
-            shown += images[: max(0, GRID_LIMIT - len(shown))].cpu()
+            first = images if images.ndim == 4 else images[:, 0]  # of videos, their first frames
+            shown += first[: max(0, GRID_LIMIT - len(shown))].cpu()
             progress.update(len(batch))
     if len(shown) > 1:
         save_image(
@@ -100,7 +106,7 @@ def generate_batch(
     indices: range,
     noise: Tensor | None = None,
     on_step: OnStep | None = None,
-) -> Float[Tensor, "b 3 h w"]:
+) -> Float[Tensor, "b *t 3 h w"]:
     """Images `indices` of a command, in [0, 1], one for each of the prompts."""
     with torch.no_grad():
         return generate(
@@ -114,6 +120,7 @@ def generate_batch(
             eta=config.eta,
             height=config.height,
             width=config.width,
+            num_frames=config.num_frames,
             on_step=on_step,
         )
 
@@ -141,8 +148,13 @@ def _save(
     image: Tensor,
     scores: dict[str, Tensor],
 ) -> None:
-    name, seed = f"images/{index:04d}.png", config.seed + index
-    save_image(folder / name, image, prompt=prompt, seed=seed, **picture_settings(config, pipe))
+    ending = "png" if image.ndim == 3 else "gif"
+    name, seed = f"images/{index:04d}.{ending}", config.seed + index
+    facts = {"prompt": prompt, "seed": seed, **picture_settings(config, pipe)}
+    if image.ndim == 3:
+        save_image(folder / name, image, **facts)
+    else:
+        save_clip(folder / name, image, fps=config.fps, **facts)
     log_metrics(folder, index=index, image=name, prompt=prompt, seed=seed, **scores)
 
 

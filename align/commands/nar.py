@@ -11,11 +11,12 @@ from tqdm import tqdm
 
 from align.config.nar import NarAlignConfig, NarGenerateConfig, parse_grid
 from align.language.prompts import load_prompts
-from align.nar.clips import check_format, save_clip
 from align.nar.load import load_nar_pipeline as load_nar_pipeline
 from align.nar.video_pipeline import NARVideoPipeline, filmstrip
 from align.rewards import load_reward
+from align.rewards.frames import frame_terms
 from align.rewards.groups import pointwise
+from align.runs.clips import check_format, save_clip
 from align.runs.folder import check_folder, image_grid, log_metrics, open_run, save_image
 from align.training.report import summary_by_one
 
@@ -81,10 +82,7 @@ def _scores(
     reward: Any, images: Tensor, prompts: list[str], facts: list[dict[str, Any]]
 ) -> dict[str, Float[Tensor, " b"]]:
     """The reward's terms and their combination; of a clip the mean over its frames."""
-    frames = images.shape[1] if images.ndim == 5 else 1
-    flat = images.flatten(0, 1) if images.ndim == 5 else images
-    each = [p for p in prompts for _ in range(frames)], [f for f in facts for _ in range(frames)]
-    terms = {name: s.view(-1, frames).mean(1) for name, s in reward.terms(flat, *each).items()}
+    terms = frame_terms(reward, images, prompts, facts)
     return terms | {"reward": reward.combine(terms)}
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from align.config.optimize import SEARCHES, OptimizeConfig, OptimizeRunConfig
+from align.diffusion.denoisers import refuse_videos
 from align.diffusion.prompt_limits import warn_about_prompts
 from align.diffusion.sample import generate
 from align.diffusion.schedules import check_schedule, set_scheduler
@@ -66,6 +67,7 @@ def optimize_prompts(config: OptimizeRunConfig) -> Path:
         dtype=config.dtype,
         attention=config.attention,
     )
+    refuse_videos(pipe, "optimize")
     set_scheduler(pipe, config.scheduler)
     steps = config.num_inference_steps
     check_schedule(pipe, steps, height=config.height, width=config.width)

@@ -13,6 +13,7 @@ from align.config.groups import (
     Arithmetic,
     Device,
     Drawing,
+    Frames,
     Gradient,
     Pipeline,
     Prompts,
@@ -25,7 +26,9 @@ What = Literal["noise", "latents"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateConfig(Prompts, Pipeline, Drawing, Sampling, Size, Device, Arithmetic, RunFolder):
+class GenerateConfig(
+    Prompts, Pipeline, Drawing, Sampling, Size, Frames, Device, Arithmetic, RunFolder
+):
     """Images from prompts, with or without LoRA."""
 
     num_images: Count = 1

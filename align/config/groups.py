@@ -92,6 +92,18 @@ class Size:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Frames:
+    """How long videos are, of models that draw them."""
+
+    num_frames: Count | None = None
+    """Frames of a video (default: the model's own; only with models of videos)."""
+    reward_every: Count = 1
+    """Score every n-th frame of a video, the first among them; its reward is their mean."""
+    fps: Positive = 8.0
+    """Frames a second of a video's file."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Gradient:
     """How far a gradient goes back."""
 

@@ -18,6 +18,7 @@ from align.config.groups import (
     Arithmetic,
     Device,
     Drawing,
+    Frames,
     LoraTraining,
     Pipeline,
     Presets,
@@ -79,7 +80,16 @@ METHODS = {
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(
-    Pipeline, LoraTraining, Drawing, Size, Device, Arithmetic, RunFolder, Resumable, Presets
+    Pipeline,
+    LoraTraining,
+    Drawing,
+    Size,
+    Frames,
+    Device,
+    Arithmetic,
+    RunFolder,
+    Resumable,
+    Presets,
 ):
     """LoRA fine-tuning by a reward (AlignProp, DPO, NFT), or on pictures of one's own."""
 
@@ -153,8 +163,8 @@ class TrainConfig(
     block_checkpointing: bool = False
     """Recompute the denoiser block by block as well: less memory still, more time."""
     vae_tiling: bool = False
-    """Decode image by image, with recomputed blocks; images larger than the autoencoder's own size
-    in tiles, which changes pixels at their seams."""
+    """Decode image by image, with recomputed blocks. In spite of its name never in tiles, which
+    would change the reward and its gradient."""
     cache_embeddings: bool = False
     """Encode all prompts before the first update and take the text encoders out of memory."""
     quantize: Literal["8bit", "4bit"] | None = None

@@ -18,15 +18,15 @@ from align.commands.generate import generate_batch, picture_settings
 from align.config.commands import GenerateConfig
 from align.demo.safety import screened, ships
 from align.demo.streaming import stream
-from align.diffusion.denoisers import image_size
+from align.diffusion.denoisers import image_size, refuse_videos
 from align.diffusion.pixels import decode
 from align.diffusion.prompt_limits import prompt_warnings
 from align.models.load import best_device, load_pipeline
 from align.models.lora_files import parse_lora
-from align.nar.clips import save_clip
 from align.rewards import load_reward
 from align.rewards.facts import Fact, explain
 from align.rewards.groups import pointwise
+from align.runs.clips import save_clip
 from align.runs.folder import grid_images, save_image
 from align.runs.page import objects_text
 
@@ -114,7 +114,9 @@ def pipeline(model: str, lora: tuple[str, ...]) -> Any:
 
 @functools.lru_cache(maxsize=KEPT_PIPELINES)
 def _load(model: str, lora: tuple[str, ...], changed: tuple[float, ...]) -> Any:
-    return load_pipeline(model, lora=lora or None)
+    pipe = load_pipeline(model, lora=lora or None)
+    refuse_videos(pipe, "the demo")
+    return pipe
 
 
 @functools.lru_cache(maxsize=KEPT_REWARDS)

@@ -6,8 +6,10 @@ Families of pipelines differ here and in `families/` only; the loop that calls a
 
 import functools
 import logging
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -27,6 +29,7 @@ from align.diffusion.families import (
     sd3,
     sdxl,
     stable_diffusion,
+    wan,
     z_image,
 )
 from align.diffusion.families.family import (
@@ -58,12 +61,19 @@ FAMILIES = {
     "Krea2Pipeline": krea2.FAMILY,
     "ChromaPipeline": chroma.FAMILY,
     "Lumina2Pipeline": lumina2.FAMILY,
+    "WanPipeline": wan.FAMILY,
 }
+
+# Names of pipelines that edit, fill or follow a picture.
+FROM_PICTURES = re.compile(
+    r"Edit(Plus)?|Inpaint(ing)?|Img2Img|ImageToVideo|ControlNet|Kontext|Fill|InstructPix2Pix"
+)
 
 
 @dataclass(frozen=True)
 class Denoiser:
-    """A call `(latents [b, c, h, w], timestep []) -> model output [b, c, h, w]`.
+    """A call `(latents [b, c, h, w], timestep []) -> model output [b, c, h, w]`; of videos
+    [b, c, f, h, w].
 
     The other fields tell the loop what the family wants of the schedule; a plain function may
     stand in for a Denoiser where none of it matters.
@@ -76,8 +86,8 @@ class Denoiser:
     one_step_x0: bool
 
     def __call__(
-        self, latents: Float[Tensor, "b c h w"], timestep: Tensor
-    ) -> Float[Tensor, "b c h w"]:
+        self, latents: Float[Tensor, "b c *f h w"], timestep: Tensor
+    ) -> Float[Tensor, "b c *f h w"]:
         """The guided model output at this timestep, in the scheduler's prediction type."""
         return self.predict(latents, timestep)
 
@@ -183,9 +193,17 @@ def family_of(pipe: Any) -> Family:
     for kind in type(pipe).__mro__:
         if kind.__name__ in FAMILIES:
             return FAMILIES[kind.__name__]
-    raise ValueError(
-        f"{type(pipe).__name__} is not a known kind of pipeline; known: {', '.join(FAMILIES)}"
-    )
+    raise ValueError(f"{type(pipe).__name__} is not a known kind of pipeline; {nearest_kind(pipe)}")
+
+
+def nearest_kind(pipe: Any) -> str:
+    """What a pipeline of no known family, or the name of its class, may have been meant to be."""
+    name = pipe if isinstance(pipe, str) else type(pipe).__name__
+    plain = FROM_PICTURES.sub("", name)
+    near = get_close_matches(plain, FAMILIES, n=1, cutoff=0.5)
+    hint = f", the nearest {near[0]}" if near else ""
+    why = "it draws from a picture, not from text alone; " if plain != name else ""
+    return f"{why}known pipelines: {', '.join(FAMILIES)}{hint}"
 
 
 def image_size(pipe: Any, height: int | None, width: int | None) -> tuple[int, int]:
@@ -204,12 +222,44 @@ def image_size(pipe: Any, height: int | None, width: int | None) -> tuple[int, i
     return height, width
 
 
-def latent_shape(pipe: Any, height: int | None, width: int | None) -> tuple[int, int, int]:
-    """(channels, height, width) of the latents of one image of this size in pixels."""
+def latent_shape(
+    pipe: Any, height: int | None, width: int | None, num_frames: int | None = None
+) -> tuple[int, ...]:
+    """(channels, height, width) of the latents of one image of this size in pixels; of a video
+    (channels, frames, height, width)."""
     height, width = image_size(pipe, height, width)
     family = family_of(pipe)
     factor = family.latent_factor(pipe)
-    return family.latent_channels(pipe), height // factor, width // factor
+    frames = latent_frames(pipe, num_frames)
+    return family.latent_channels(pipe), *frames, height // factor, width // factor
+
+
+def latent_frames(pipe: Any, num_frames: int | None) -> tuple[int, ...]:
+    """(frames of the latents,) of a video, the pipeline's own number where None; () of a picture.
+
+    Raises ValueError for a number the family cannot do.
+    """
+    family = family_of(pipe)
+    if family.frame_factor is None:
+        if num_frames is not None:
+            raise ValueError(f"num_frames is {num_frames}; {family.name} draws pictures, no videos")
+        return ()
+    factor = family.frame_factor(pipe)
+    frames = call_default(pipe, "num_frames") if num_frames is None else num_frames
+    if frames < 1 or (frames - 1) % factor:
+        raise ValueError(
+            f"num_frames is {frames}; {family.name} needs 1 and a multiple of {factor}"
+        )
+    return (1 + (frames - 1) // factor,)
+
+
+def refuse_videos(pipe: Any, what: str) -> None:
+    """Raise ValueError for a pipeline of videos where pictures are needed."""
+    if family_of(pipe).frame_factor is not None:
+        raise ValueError(
+            f"{what} is for pictures, and {type(pipe).__name__} draws videos; "
+            "take `align generate` or `align train --method alignprop`"
+        )
 
 
 def default_steps(pipe: Any) -> int:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 def check_finite(
-    pipe: Any, latents: Float[Tensor, "b c h w"], images: Float[Tensor, "b 3 height width"]
+    pipe: Any, latents: Float[Tensor, "b c *f h w"], images: Float[Tensor, "b *t 3 height width"]
 ) -> None:
     """Raise ValueError, in one sentence, where pictures have values that are not finite."""
     if images.isfinite().all():

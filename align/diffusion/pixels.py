@@ -40,8 +40,8 @@ def clamp01(pixels: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
 
 
 def decode(
-    pipe: Any, latents: Float[Tensor, "b c h w"], *, checkpointing: bool = False
-) -> Float[Tensor, "b 3 height width"]:
+    pipe: Any, latents: Float[Tensor, "b c *f h w"], *, checkpointing: bool = False
+) -> Float[Tensor, "b *t 3 height width"]:
     """Images in [0, 1] of latents as `sample` returns them, float32 (float64 stays).
 
     Clamped by `clamp01`, whose gradient is meant for a loss to be minimized; an overflow of the

@@ -12,12 +12,12 @@ from align.diffusion.sample import Generators, prepare_scheduler, step_arguments
 def predict_x0(
     denoise: Denoiser,
     scheduler: Any,
-    latents: Float[Tensor, "b c h w"],
+    latents: Float[Tensor, "b c *f h w"],
     steps: int,
     index: int,
     eta: float,
     generator: Generators,
-) -> Float[Tensor, "b c h w"]:
+) -> Float[Tensor, "b c *f h w"]:
     """The scheduler's prediction of x_0 from one denoiser call at step `index`.
 
     Raises ValueError for a scheduler that does not tell its prediction.

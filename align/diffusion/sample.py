@@ -38,7 +38,7 @@ OnStep = Callable[[int, Tensor, Tensor], None]
 def sample(
     denoise: Callable[[Tensor, Tensor], Tensor],
     scheduler: Any,
-    noise: Float[Tensor, "b c h w"],
+    noise: Float[Tensor, "b c *f h w"],
     *,
     num_inference_steps: int,
     grad_steps: GradSteps = 0,
@@ -47,7 +47,7 @@ def sample(
     on_step: OnStep | None = None,
     start: int | None = None,
     stop: int | None = None,
-) -> Float[Tensor, "b c h w"]:
+) -> Float[Tensor, "b c *f h w"]:
     """Denoise `noise` (unit variance) to latents with any diffusers scheduler.
 
     The graph is kept through the last `grad_steps` steps ("all": through all, and to `noise`);
@@ -110,12 +110,14 @@ def generate(
     eta: float = 0.0,
     height: int | None = None,
     width: int | None = None,
+    num_frames: int | None = None,
     max_sequence_length: int | None = None,
     grad_steps: GradSteps = 0,
     checkpointing: bool = False,
     on_step: OnStep | None = None,
-) -> Float[Tensor, "b 3 height width"]:
-    """Images in [0, 1], one per prompt: those of the pipeline's own `__call__`.
+) -> Float[Tensor, "b *t 3 height width"]:
+    """Images in [0, 1], one per prompt: those of the pipeline's own `__call__`; of a pipeline of
+    videos [b, t, 3, height, width].
 
     None means the pipeline's default; distilled models take 1 step without guidance. Image i
     starts from `latents[i]` (any float precision), else from noise of the generator, else of its
@@ -136,7 +138,7 @@ def generate(
         if latents is None:
             generator = [torch.Generator().manual_seed(one) for one in seeds]
         else:
-            generator = past_the_noise(pipe, seeds, height, width)
+            generator = past_the_noise(pipe, seeds, height, width, num_frames)
     if isinstance(generator, list) and len(generator) != len(prompts):
         raise ValueError(f"{len(generator)} generators for {len(prompts)} prompts; give one each")
     with torch.set_grad_enabled(torch.is_grad_enabled() and grad_steps != 0):
@@ -150,7 +152,7 @@ def generate(
             width=width,
             max_sequence_length=max_sequence_length,
         )
-        noise = _starting_noise(pipe, len(prompts), latents, generator, height, width)
+        noise = _starting_noise(pipe, len(prompts), latents, generator, height, width, num_frames)
         final = sample(
             denoise,
             pipe.scheduler,
@@ -167,11 +169,15 @@ def generate(
 
 
 def make_noise(
-    pipe: Any, seeds: Sequence[int], height: int | None = None, width: int | None = None
-) -> Float[Tensor, "b c h w"]:
+    pipe: Any,
+    seeds: Sequence[int],
+    height: int | None = None,
+    width: int | None = None,
+    num_frames: int | None = None,
+) -> Float[Tensor, "b c *f h w"]:
     """Unit-variance noise for images of this size in pixels, row i from `seeds[i]` alone."""
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    return _starting_noise(pipe, len(generators), None, generators, height, width)
+    return _starting_noise(pipe, len(generators), None, generators, height, width, num_frames)
 
 
 def candidate_seeds(seed: int, start: int, count: int) -> list[int]:
@@ -181,12 +187,16 @@ def candidate_seeds(seed: int, start: int, count: int) -> list[int]:
 
 
 def past_the_noise(
-    pipe: Any, seeds: Sequence[int], height: int | None = None, width: int | None = None
+    pipe: Any,
+    seeds: Sequence[int],
+    height: int | None = None,
+    width: int | None = None,
+    num_frames: int | None = None,
 ) -> list[torch.Generator]:
     """Generators of these seeds that have drawn the starting noise: what a sampler draws next is
     independent of it, and the same as in a run that starts from the seed."""
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    _starting_noise(pipe, len(generators), None, generators, height, width)
+    _starting_noise(pipe, len(generators), None, generators, height, width, num_frames)
     return generators
 
 
@@ -275,10 +285,11 @@ def _starting_noise(
     generator: Generators,
     height: int | None,
     width: int | None,
+    num_frames: int | None,
 ) -> Tensor:
     """The latents given, checked, or new noise from the generator, as the pipelines draw it."""
     family, device = family_of(pipe), denoiser_module(pipe).device
-    shape, dtype = (batch, *latent_shape(pipe, height, width)), family.noise_dtype(pipe)
+    shape, dtype = (batch, *latent_shape(pipe, height, width, num_frames)), family.noise_dtype(pipe)
     if latents is None:
         return randn_tensor(shape, generator=generator, device=device, dtype=dtype)
     if family.unpack_latents and latents.ndim == 3 and latents.numel() == math.prod(shape):

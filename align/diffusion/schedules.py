@@ -155,7 +155,7 @@ def check_schedule(
     Returns which step each call of the denoiser is part of. None takes the pipeline's own number.
     """
     steps = default_steps(pipe) if num_inference_steps is None else num_inference_steps
-    fresh, size = copy_scheduler(pipe.scheduler), latent_shape(pipe, height, width)[1:]
+    fresh, size = copy_scheduler(pipe.scheduler), latent_shape(pipe, height, width)[-2:]
     check_eta(fresh, eta)
     make, device = family_of(pipe).set_timesteps, torch.device("cpu")
     schedule: Tensor = set_timesteps(fresh, lambda: make(pipe, fresh, steps, device, size), steps)

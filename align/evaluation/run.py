@@ -12,7 +12,7 @@ import torch
 
 from align.config.budget import Budget
 from align.config.evaluate import CompareConfig, EvaluateConfig
-from align.diffusion.denoisers import image_size
+from align.diffusion.denoisers import image_size, refuse_videos
 from align.diffusion.schedules import check_schedule, set_scheduler
 from align.evaluation.benchmarks import choose, load_benchmark
 from align.evaluation.judging import Judges, judge_images, load_judges
@@ -137,6 +137,7 @@ def _load_pipes(config: AnyConfig, methods: list[Method], pipe: Any) -> dict[str
             )
         pipes[method.label] = by_loras[loras]
     for diffusion in by_loras.values():
+        refuse_videos(diffusion, "evaluate")
         set_scheduler(diffusion, config.scheduler)
         check_schedule(diffusion, config.num_inference_steps)
     return pipes

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from align.config.checks import to_dict
 from align.config.commands import StressConfig
-from align.diffusion.denoisers import default_steps, image_size
+from align.diffusion.denoisers import default_steps, image_size, refuse_videos
 from align.diffusion.schedules import set_scheduler
 from align.evaluation.judging import Judges, judge_expression, terms_of, trained_reward
 from align.evaluation.stress_ascent import ascend
@@ -65,6 +65,7 @@ def run(config: StressConfig) -> str:
         dtype=config.dtype,
         attention=config.attention,
     )
+    refuse_videos(pipe, "rewards stress")
     if config.scheduler:
         set_scheduler(pipe, config.scheduler)
     expression, judge = _judge(config, prompts, pipe)

@@ -1,7 +1,6 @@
 """Reaching diffusers folders and Hub repositories, with errors that say what to do."""
 
 import json
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import GatedRepoError, HFValidationError, HTTPError
 from safetensors import SafetensorError
 
-from align.diffusion.denoisers import FAMILIES
+from align.diffusion.denoisers import FAMILIES, nearest_kind
 from align.runs.files import brief
 
 FORMS = "embedded/NAME, a diffusers folder, a .safetensors or .ckpt file, or a Hub id OWNER/NAME"
@@ -20,9 +19,7 @@ def pipeline_class(source: Path | str, index: dict[str, Any]) -> Any:
     """The class that a model_index.json names. Raises ValueError where it is of no known family."""
     name = str(index.get("_class_name"))
     if name not in FAMILIES:
-        near = get_close_matches(name, FAMILIES, n=1, cutoff=0.5)
-        hint = f", the nearest {near[0]}" if near else ""
-        raise ValueError(f"{source} is a {name}; known pipelines: {', '.join(FAMILIES)}{hint}")
+        raise ValueError(f"{source} is a {name}; {nearest_kind(name)}")
     return getattr(diffusers, name)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from align.config.budget import Purse, parse_budget
 from align.config.optimize import SEARCHES, OptimizeConfig
-from align.diffusion.denoisers import default_steps
+from align.diffusion.denoisers import default_steps, refuse_videos
 from align.diffusion.sample import candidate_seeds, make_noise
 from align.noise_opt.evaluate import Evaluator
 from align.noise_opt.guard import disturbed
@@ -53,6 +53,7 @@ def optimize(
         raise TypeError(f"prompt must be a str, got {type(prompt).__name__}; give one prompt")
     if not prompt.strip():
         raise ValueError("the prompt is empty; say what the image should show")
+    refuse_videos(pipe, "optimize")
     reward = load_reward(reward)
     if config.method != "bon":
         pointwise(reward, f"method {config.method}")

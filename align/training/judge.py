@@ -16,8 +16,10 @@ from align.language.prompts import PromptSet, load_prompts, refuse_reserved, tra
 from align.models.lora import save_lora
 from align.models.processes import is_first, own_device
 from align.rewards import load_judge
+from align.rewards.frames import frame_count, frame_terms
 from align.rewards.groups import comparing, skips
 from align.rewards.provenance import judged_by_reward
+from align.rewards.reward import Reward
 from align.rewards.score_cache import placed
 from align.training.checkpoints import digest_of
 from align.training.measures import (
@@ -28,7 +30,7 @@ from align.training.measures import (
     trained_on,
     untrained_features,
 )
-from align.training.pictures import spread
+from align.training.pictures import frames_apart, spread
 from align.training.runs import Run
 from align.training.seeding import image_seed, seeded
 
@@ -75,21 +77,29 @@ class HeldOutJudge:
         seed = run.config.seed
         seeds = [image_seed("judge", seed, 0, i) for i in range(len(self.prompts))]
         images = run.sampler.draw(self.prompts, seeds)
-        place = placed(run.folder, "judge", run.done, range(len(images)))
+        pictures = images if images.ndim == 4 else images[:, 0]  # of videos, their first frames
+        count = frame_count(images, frames_apart(run.config))
+        place = placed(run.folder, "judge", run.done, range(count))
         with seeded(image_seed("judge", seed, run.done, 0)), place:
             return {
-                "judge": _by_prompt(self.judge(images, self.prompts, self.metadata)),
+                "judge": _by_prompt(self._scores(run, self.judge, images)),
                 "reward": self._reward(run, images),
-                "measures": measure(images, NOISES, run.periods, self.features),
-                "diversity": diversity(images.unflatten(0, (-1, NOISES))),
+                "measures": measure(pictures, NOISES, run.periods, self.features),
+                "diversity": diversity(pictures.unflatten(0, (-1, NOISES))),
             }
+
+    def _scores(self, run: Run, by: Reward, images: Tensor) -> Tensor:
+        if images.ndim == 4:
+            return by(images, self.prompts, self.metadata)
+        every = frames_apart(run.config)
+        return by.combine(frame_terms(by, images, self.prompts, self.metadata, every))
 
     def _reward(self, run: Run, images: Tensor) -> list[float]:
         """The trained reward by prompt; none of one that compares images with each other, whose
         mean is the same for every model, or where a server failed."""
         if comparing(run.reward.functions):
             return []
-        scores = run.reward(images, self.prompts, self.metadata)
+        scores = self._scores(run, run.reward, images)
         return _by_prompt(scores) if scores.isfinite().all() else []
 
     def __call__(self, run: Run) -> dict[str, Any]:

@@ -7,8 +7,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from align.rewards.frames import frame_count, frame_terms
 from align.rewards.groups import skips
 from align.rewards.score_cache import ScorerFailed, placed
+from align.runs.clips import save_clip
 from align.runs.folder import image_grid, save_image
 from align.training.runs import Run
 from align.training.seeding import image_seed, seeded
@@ -32,10 +34,13 @@ def score_pictures(run: Run, name: str | None) -> dict[str, Tensor]:
     prompts, metadata = run.prompts.pick(rows)
     seeds = [image_seed("picture", c.seed, 0, i) for i in range(len(rows))]
     images = run.sampler.draw(prompts, seeds)
+    if name is not None and images.ndim == 5:  # the grid below shows their first frames
+        grids = torch.stack([image_grid(frame) for frame in images.unbind(1)])
+        save_clip(run.folder / "images" / f"{name}.gif", grids, fps=c.fps)
     if name is not None:
         save_image(
             run.folder / "images" / f"{name}.png",
-            image_grid(images),
+            image_grid(images if images.ndim == 4 else images[:, 0]),
             prompt="\n".join(prompts),
             seed=c.seed,
             model=c.model,
@@ -44,14 +49,15 @@ def score_pictures(run: Run, name: str | None) -> dict[str, Tensor]:
             noise_seeds=seeds,
             **run.picture_settings,
         )
-    place = placed(run.folder, "pictures", run.done, range(len(rows)))
+    every = frames_apart(c)
+    place = placed(run.folder, "pictures", run.done, range(frame_count(images, every)))
     with torch.no_grad(), seeded(image_seed("pictures", c.seed, run.done, 0)), place:
-        return run.reward.alone().terms(images, prompts, metadata)
+        return frame_terms(run.reward.alone(), images, prompts, metadata, every)
 
 
 def image_terms(
     run: Run,
-    images: Float[Tensor, "b 3 h w"],
+    images: Float[Tensor, "b *t 3 h w"],
     prompts: list[str],
     metadata: list[dict[str, Any]],
     groups: list[int],
@@ -66,8 +72,11 @@ def image_terms(
     """
     if not images.isfinite().all():
         raise Diverged("the images are no longer finite numbers")
-    with placed(run.folder, "update", update, indices):
-        terms = run.reward.terms(images, prompts, metadata, groups)
+    every = frames_apart(run.config)
+    frames = frame_count(images, every) // len(images)
+    each = [index * frames + n for index in indices for n in range(frames)]
+    with placed(run.folder, "update", update, each):
+        terms = frame_terms(run.reward, images, prompts, metadata, every, groups)
     lost = torch.zeros(len(images), dtype=torch.bool)
     for name, scores in terms.items():
         bad = ~scores.isfinite()
@@ -109,3 +118,8 @@ def means_of(terms: dict[str, Float[Tensor, " b"]]) -> dict[str, float]:
     """The means of terms, without those that have none."""
     found = {name: mean_of(scores) for name, scores in terms.items()}
     return {name: mean for name, mean in found.items() if mean is not None}
+
+
+def frames_apart(config: Any) -> int:
+    """Of which frames of a video the reward is, every n-th; NAR's trainers have no such setting."""
+    return getattr(config, "reward_every", 1)

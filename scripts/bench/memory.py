@@ -45,6 +45,9 @@ RECIPES = {
          "num_inference_steps": 4},
     ),
 }  # fmt: skip
+# Steps and guidance that a model is used with, where these are not the defaults of a training.
+USED_WITH = {"z-image-turbo": (8, 0.0), "klein-4b": (4, 0.0), "klein-9b": (4, 0.0)}
+USED_WITH |= {"qwen-image": (50, 4.0)}
 HPS_WEIGHTS = 986_109_441  # of a ViT-H/14 CLIP, in float32
 
 
@@ -152,8 +155,15 @@ def print_estimates(names: list[str]) -> None:
         parts = [p for p in pipe.components.values() if isinstance(p, torch.nn.Module)]
         count = sum(p.numel() for part in parts for p in part.parameters())
         print(f"{name}: {count / 1e9:.2f} B parameters in all parts", flush=True)
+        steps, scale = USED_WITH.get(name, (10, 3.0))
         start = TrainConfig(
-            model=name, prompts="animals", dry_run=True, memory="12gb", batch_size=4
+            model=name,
+            prompts="animals",
+            dry_run=True,
+            memory="12gb",
+            batch_size=4,
+            num_inference_steps=steps,
+            guidance_scale=scale,
         )
         needs = memory.Needs(start, pipe=pipe)
         for card in ("12gb", "16gb", "24gb"):

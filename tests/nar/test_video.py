@@ -9,9 +9,9 @@ from PIL import Image
 
 from align.cli import main
 from align.nar import NARScheduler, NARTransformer3DModel, NARVideoPipeline, VideoTokenizer
-from align.nar.clips import save_clip
 from align.nar.load import load_nar_pipeline
 from align.nar.text import learn_words, small_encoder
+from align.runs.clips import save_clip
 
 PROMPTS = ["a red circle moving right", "a blue star moving up"]
 
@@ -167,7 +167,7 @@ def test_a_gif_keeps_its_pixels(tmp_path):
 
 
 def test_mp4_says_what_it_needs(tmp_path, monkeypatch):
-    monkeypatch.setattr("align.nar.clips._installed", lambda name: False)
+    monkeypatch.setattr("align.runs.clips._installed", lambda name: False)
     with pytest.raises(ValueError, match="mp4 needs PyAV"):
         save_clip(tmp_path / "a.mp4", torch.zeros(2, 3, 4, 4))
     with pytest.raises(ValueError, match="clips are written as gif or mp4, not 'webm'"):

@@ -92,6 +92,15 @@ def text_like(pipe: Any) -> Embeds:
     }
 
 
+LAYERS = flux.FLUX_LAYERS | {
+    f"distilled_guidance_layer.{original}": f"distilled_guidance_layer.{written}"
+    for original, written in (
+        ("in_proj", "in_proj"),
+        ("out_proj", "out_proj"),
+        ("layers.0.in_layer", "layers.0.linear_1"),
+        ("layers.0.out_layer", "layers.0.linear_2"),
+    )
+}
 FAMILY = Family(
     name="Chroma",
     encode=encode,
@@ -104,6 +113,6 @@ FAMILY = Family(
     masked_attention=True,
     lora_targets=flux.FAMILY.lora_targets,
     transformer="ChromaTransformer2DModel",
-    original_layers=flux.FLUX_LAYERS,
+    original_layers=LAYERS,
     text_like=text_like,
 )

@@ -181,6 +181,9 @@ class Family:
     default_size: Callable[[Any], tuple[int, int]] = default_size
     latent_factor: Callable[[Any], int] = lambda pipe: pipe.vae_scale_factor
     """Pixels to a side of a cell of the loop's latents."""
+    frame_factor: Callable[[Any], int] | None = None
+    """Frames to a cell of the latents' time axis, after the first, which has its own; None for
+    pipelines of pictures."""
     latent_patch: int = 1
     """Latent height and width have to be divisible by this."""
     latent_channels: Callable[[Any], int] = lambda pipe: pipe.transformer.config.in_channels

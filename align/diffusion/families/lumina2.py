@@ -99,6 +99,14 @@ LAYERS = {
     for blocks in ("layers", "noise_refiner", "context_refiner")
     for original, written in BLOCK_LAYERS.items()
 }
+LAYERS |= {
+    "x_embedder": "x_embedder",
+    "cap_embedder.1": "time_caption_embed.caption_embedder.1",
+    "t_embedder.mlp.0": "time_caption_embed.timestep_embedder.linear_1",
+    "t_embedder.mlp.2": "time_caption_embed.timestep_embedder.linear_2",
+    "final_layer.linear": "norm_out.linear_2",
+    "final_layer.adaLN_modulation.1": "norm_out.linear_1",
+}
 FAMILY = Family(
     name="Lumina 2",
     encode=encode,

@@ -87,7 +87,7 @@ def decode(vae: Any, latents: Tensor) -> Tensor:
 
     By the decoder itself: `vae.decode` ends in a hard clamp, which overexposed pixels could never
     leave, and keeps for later frames what it has no use for here. Image by image, with its blocks
-    recomputed, where `tile_decoder` says so.
+    recomputed, where `spare_decoder` says so.
     """
     mean, std = (
         torch.tensor(values).view(1, -1, 1, 1).to(latents)

@@ -88,6 +88,11 @@ LAYERS = {
     for blocks in ("layers", "noise_refiner", "context_refiner")
     for original, written in BLOCK_LAYERS.items()
 } | {layer: layer for layer in ("cap_embedder.1", "t_embedder.mlp.0", "t_embedder.mlp.2")}
+LAYERS |= {
+    "x_embedder": "all_x_embedder.2-1",  # of patches of 2x2 cells of one frame, the only ones there
+    "final_layer.linear": "all_final_layer.2-1.linear",
+    "final_layer.adaLN_modulation.1": "all_final_layer.2-1.adaLN_modulation.1",
+}
 FAMILY = Family(
     name="Z-Image",
     encode=encode,
