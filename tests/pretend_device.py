@@ -15,9 +15,13 @@ import types
 from typing import Any
 
 import accelerate
+import pytest
 import torch
 from torch.library import Library, fallthrough_kernel
 from torch.utils import backend_registration
+
+import align.models.load
+import align.models.processes
 
 NAME = "pretend"
 CPU = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
@@ -42,7 +46,7 @@ STAND_INS = {
 
 @functools.cache
 def install() -> torch.device:
-    """The device, registered with torch and accelerate at the first call."""
+    """The device, registered with torch at the first call."""
     module = types.SimpleNamespace(
         is_available=lambda: True,
         is_initialized=lambda: True,
@@ -60,8 +64,6 @@ def install() -> torch.device:
         _is_in_bad_fork=lambda: False,
     )
     backend_registration._setup_privateuseone_for_python_backend(NAME, module)
-    device = torch.device(NAME, 0)
-    accelerate.PartialState.default_device = device  # where it is not told to stay on the CPU
     kernels = Library("_", "IMPL"), Library("aten", "IMPL")
     kernels[0].fallback(_kernel, "PrivateUse1")
     kernels[0].fallback(fallthrough_kernel, "AutocastPrivateUse1")
@@ -71,7 +73,18 @@ def install() -> torch.device:
             op = getattr(op, part)
         kernels[1].impl(name, functools.partial(_kernel, op), "PrivateUse1")
     install.kept = kernels  # registered as long as they live
-    return device
+    return torch.device(NAME, 0)
+
+
+@pytest.fixture(scope="module")
+def device():
+    """The device, which what is told none takes as well; import it by this name."""
+    there = install()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(accelerate.PartialState, "default_device", there)
+        for room in (align.models.load, align.models.processes):
+            patch.setattr(room, "best_device", lambda: NAME)
+        yield there
 
 
 def _taken_apart() -> list[str]:

@@ -11,6 +11,7 @@ from numpy import ndarray
 
 from align.config.commands import CalibrateConfig
 from align.language.prompts import load_prompts
+from align.models.load import torch_device
 from align.rewards import load_reward
 from align.rewards.trust import (
     agreement_on_other_prompts,
@@ -157,7 +158,7 @@ def calibrate(
         FileNotFoundError, ValueError: as `read_ratings` and `align.load_reward`.
     """
     rated = read_ratings(data)
-    scores = score(rated, load_reward(reward, device))
+    scores = score(rated, load_reward(reward, torch_device(device)))
     names = list(scores)
     columns = np.stack([scores[name] for name in names], axis=1)
     if not np.isfinite(columns).all():

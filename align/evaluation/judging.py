@@ -11,6 +11,7 @@ from torch import Tensor
 from align.config.evaluate import EvaluationConfig
 from align.evaluation.methods import Method
 from align.language.prompts import PromptSet
+from align.models.load import torch_device
 from align.rewards import load_judge, load_reward
 from align.rewards.identity import shared, terms_of
 from align.rewards.provenance import choosing_terms, trained_terms
@@ -94,11 +95,12 @@ def load_judges(
     also = config.also or (SCENES_REWARDS if scenes else None)
     names = [*optimized, *(terms_of(also) if also else [])]
     others = ",".join(dict.fromkeys(name for name in names if name not in VERIFIER))
+    device = torch_device(config.device)
     return Judges(
         expression=expression,
-        judge=load_judge(expression, config.device),
+        judge=load_judge(expression, device),
         optimized=optimized,
-        others=load_reward(others, config.device) if others else None,
+        others=load_reward(others, device) if others else None,
         scenes=scenes,
         chosen=tuple(choosing_terms(_sources(config, methods))),
     )

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from align.diffusion.finite import overflow_hint
 from align.runs.folder import image_grid, save_image
 from align.training.runs import Run
 from align.training.seeding import image_seed, seeded
@@ -27,6 +28,7 @@ def score_pictures(run: Run, name: str | None) -> dict[str, Tensor]:
     prompts, metadata = run.prompts.pick(rows)
     seeds = [image_seed("picture", c.seed, 0, i) for i in range(len(rows))]
     images = run.sampler.draw(prompts, seeds)
+    check_pictures(run, images)
     if name is not None:
         save_image(
             run.folder / "images" / f"{name}.png",
@@ -43,6 +45,12 @@ def score_pictures(run: Run, name: str | None) -> dict[str, Tensor]:
         return run.reward.terms(images, prompts, metadata)
 
 
+def check_pictures(run: Run, images: Float[Tensor, "b 3 h w"]) -> None:
+    """Raise Diverged where an image is not finite."""
+    if not images.isfinite().all():
+        raise Diverged(f"the images are no longer finite numbers{overflow_hint(run.pipe)}")
+
+
 def image_terms(
     run: Run,
     images: Float[Tensor, "b 3 h w"],
@@ -50,8 +58,7 @@ def image_terms(
     metadata: list[dict[str, Any]],
 ) -> dict[str, Float[Tensor, " b"]]:
     """The reward's terms. Raises Diverged where an image or a score is not finite."""
-    if not images.isfinite().all():
-        raise Diverged("the images are no longer finite numbers")
+    check_pictures(run, images)
     terms = run.reward.terms(images, prompts, metadata)
     for name, scores in terms.items():
         if not scores.isfinite().all():
