@@ -14,15 +14,20 @@ from tiny_rewards import installed_weights as installed_weights
 
 import align
 from align.cli import main
+from align.config.nar import NarTokenizerConfig
 from align.config.optimize import SEARCHES
 from align.diffusion.sample import generate, make_noise
 from align.nar.load import load_nar_pipeline
+from align.nar.training.tokenizer import train_tokenizer
+from align.nar.training.train import train_nar
 from align.noise_opt.records import Setup
 from align.rewards import JUDGES, REWARDS, load_judge, load_reward
 from align.runs.folder import read_metrics
 from align.scenes import parse, render
 from tests.nar.align_helpers import run as align_nar
 from tests.nar.align_helpers import tiny_pipe
+from tests.nar.test_train import config as nar_config
+from tests.nar.test_train import folder as folder
 
 MIXED = "same device"
 SCENE = "two green stars"
@@ -225,6 +230,18 @@ def test_nar_is_aligned_and_goes_on(device, method, tmp_path):
     result, _ = align_nar(tmp_path, pipe=tiny_pipe().to(device), steps=2, resume=resume, **settings)
     assert [record["step"] for record in result.metrics] == [1, 2]
     assert result.metrics[-1]["grad_norm"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("condition", ["class", "text"])
+def test_nar_is_trained_from_pictures(device, folder, tmp_path, condition):
+    few = {"steps": 2, "batch_size": 4, "device": None, "mixed_precision": "no", "threads": 1}
+    small = {"image_size": 16, "patch": 4, "width": 8, "levels": (5, 5)}
+    out = str(tmp_path / "tokenizer")
+    tokenizer = train_tokenizer(NarTokenizerConfig(data=str(folder), out=out, **small, **few))
+    settings = few | {"condition": condition, "ema_decay": 0.9}
+    train_nar(nar_config(folder, tokenizer, tmp_path / "run", **settings))
+    assert len(read_metrics(tmp_path / "run")) == 2
 
 
 # --- planted mixtures: what the tests above would say of each ---------------------------------
