@@ -84,7 +84,10 @@ def device():
         patch.setattr(accelerate.PartialState, "default_device", there)
         for room in (align.models.load, align.models.processes):
             patch.setattr(room, "best_device", lambda: NAME)
-        yield there
+        # Else a thread of the device's own, which torch starts before the first backward pass of
+        # the process or never, would run its share.
+        with torch.autograd.set_multithreading_enabled(False):
+            yield there
 
 
 def _taken_apart() -> list[str]:
