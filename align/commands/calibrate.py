@@ -11,6 +11,7 @@ from numpy import ndarray
 
 from align.config.commands import CalibrateConfig
 from align.language.prompts import load_prompts
+from align.models.load import torch_device
 from align.rewards import load_reward
 from align.rewards.groups import pointwise
 from align.rewards.trust import (
@@ -158,7 +159,7 @@ def calibrate(
         FileNotFoundError, ValueError: as `read_ratings` and `align.load_reward`.
     """
     rated = read_ratings(data)
-    scores = score(rated, pointwise(load_reward(reward, device), "rewards calibrate"))
+    scores = score(rated, pointwise(load_reward(reward, torch_device(device)), "rewards calibrate"))
     names = list(scores)
     columns = np.stack([scores[name] for name in names], axis=1)
     if not np.isfinite(columns).all():

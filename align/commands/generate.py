@@ -13,7 +13,7 @@ from align.diffusion.prompt_limits import warn_about_prompts
 from align.diffusion.sample import OnStep, generate
 from align.diffusion.schedules import check_schedule, set_scheduler
 from align.language.prompts import load_prompts
-from align.models.load import EMBEDDED, embedded_models, load_pipeline
+from align.models.load import EMBEDDED, embedded_models, load_pipeline, torch_device
 from align.rewards import load_reward
 from align.rewards.catalogue import SETS
 from align.rewards.frames import frame_terms
@@ -35,7 +35,7 @@ def generate_images(config: GenerateConfig) -> Path:
 
     prompts, metadata = _prompts(config)
     check_folder(config.out, config.overwrite)
-    reward = load_reward(config.reward, config.device) if config.reward else None
+    reward = load_reward(config.reward, torch_device(config.device)) if config.reward else None
     if reward:
         pointwise(reward, "generate")
     pipe = load_pipeline(

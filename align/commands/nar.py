@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from align.config.nar import NarAlignConfig, NarGenerateConfig, parse_grid
 from align.language.prompts import load_prompts
+from align.models.load import torch_device
 from align.nar.load import load_nar_pipeline as load_nar_pipeline
 from align.nar.video_pipeline import NARVideoPipeline, filmstrip
 from align.rewards import load_reward
@@ -92,7 +93,7 @@ def generate_nar(config: NarGenerateConfig) -> Path:
     Raises ValueError, TypeError or FileNotFoundError for what the model cannot draw.
     """
     check_folder(config.out, config.overwrite)
-    reward = load_reward(config.reward, config.device) if config.reward else None
+    reward = load_reward(config.reward, torch_device(config.device)) if config.reward else None
     if reward:
         pointwise(reward, "nar generate")
     pipe = load_nar_pipeline(config.model, config.device, config.dtype, config.lora)

@@ -14,7 +14,7 @@ from align.diffusion.prompt_limits import warn_about_prompts
 from align.diffusion.sample import generate
 from align.diffusion.schedules import check_schedule, set_scheduler
 from align.language.prompts import load_prompts
-from align.models.load import load_pipeline
+from align.models.load import load_pipeline, torch_device
 from align.noise_opt.folder import PromptFolder, folder_of, result_of
 from align.noise_opt.pictures import save_gains
 from align.noise_opt.search import check_budget, measure_backward_cost, optimize
@@ -55,7 +55,7 @@ def optimize_prompts(config: OptimizeRunConfig) -> Path:
     jobs = read_jobs(config)
     if config.resume is None:
         check_folder(config.out, config.overwrite)
-    reward = load_reward(default_reward(config), config.device)
+    reward = load_reward(default_reward(config), torch_device(config.device))
     if config.method != "bon":
         pointwise(reward, f"method {config.method}")
     for job in jobs:
@@ -89,7 +89,7 @@ def optimize_prompts(config: OptimizeRunConfig) -> Path:
 
 def explain(config: OptimizeRunConfig) -> str:
     """Category and weights of every prompt, and why, in words; no model is loaded."""
-    reward = load_reward(default_reward(config), config.device)
+    reward = load_reward(default_reward(config), torch_device(config.device))
     texts = []
     for job in read_jobs(config):
         weighing = weigh(reward, job.prompt, config.own("weights"), config.category)

@@ -27,6 +27,17 @@ def check_finite(
     raise ValueError(f"the pictures are not finite: {what} overflows in {_short(part.dtype)}{way}")
 
 
+def overflow_hint(pipe: Any) -> str:
+    """What a training adds to "the images are not finite", where a part may be too small for
+    them; an empty string elsewhere."""
+    parts = {"the denoiser": _denoiser(pipe), "the autoencoder": pipe.components.get("vae")}
+    half = [name for name, part in parts.items() if getattr(part, "dtype", None) == torch.float16]
+    if not half:
+        return ""
+    few = "is" if len(half) == 1 else "are"
+    return f"; {' and '.join(half)} {few} in float16, which may overflow: float32 holds more"
+
+
 def _denoiser(pipe: Any) -> Any:
     return pipe.components.get("unet") or pipe.components["transformer"]
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from align.config.evaluate import EvaluationConfig
 from align.evaluation.methods import Method
 from align.language.prompts import PromptSet
+from align.models.load import torch_device
 from align.rewards import load_judge, load_reward, parse_expression
 from align.rewards.catalogue import SERVERS
 from align.rewards.identity import shared, terms_of
@@ -103,11 +104,12 @@ def load_judges(
     known = [one for one in optimized if one in named or one.partition(":")[0] not in SERVERS]
     names = [*known, *(terms_of(also) if also else [])]
     others = ",".join(dict.fromkeys(name for name in names if name not in VERIFIER))
+    device = torch_device(config.device)
     return Judges(
         expression=expression,
-        judge=load_judge(expression, config.device),
+        judge=load_judge(expression, device),
         optimized=optimized,
-        others=load_reward(others, config.device).alone() if others else None,
+        others=load_reward(others, device).alone() if others else None,
         scenes=scenes,
         chosen=tuple(choosing_terms(_sources(config, methods))),
     )

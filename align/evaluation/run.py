@@ -26,7 +26,7 @@ from align.evaluation.work import (
     read_all,
 )
 from align.language.prompts import PromptSet, default_prompts
-from align.models.load import load_pipeline
+from align.models.load import load_pipeline, torch_device
 from align.rewards import load_reward
 from align.rewards.catalogue import SCENES_REWARD
 from align.rewards.groups import pointwise
@@ -77,7 +77,9 @@ def make_plan(
     size = _picture_size(pipes, parsed)
     judges = load_judges(config, prompts, parsed, size)
     searches = any(method.searches for method in parsed)
-    reward = load_reward(config.reward, config.device) if config.reward and searches else None
+    reward = None
+    if config.reward and searches:
+        reward = load_reward(config.reward, torch_device(config.device))
     if reward:
         pointwise(reward, "a comparison of methods")
     drawn = [pipes[method.label] for method in parsed if method.nar is None]

@@ -22,7 +22,7 @@ def load_reward(reward, device=None, *, micro_batch_size: int = 64, statistics=N
         reward: an expression such as `"scenes-clip=1,jpeg=0.1"`, or a callable
             `f(images, prompts)` or `f(images, prompts, metadata)` returning scores [b] (or a tuple
             whose first element they are). A `Reward` is returned as it is.
-        device: where weights go and scoring happens; None leaves images where they are.
+        device: where weights go and scoring happens; None follows the images.
         micro_batch_size: images scored at a time.
         statistics: for `z(...)`, a table of `align rewards calibrate` or a JSON file
             `{term: {"mean": m, "std": s}}`; None takes what ships with the embedded models.

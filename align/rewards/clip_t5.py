@@ -59,8 +59,8 @@ class ClipT5(nn.Module):
         check_size(images, config.patch_size, "vqascore")
         weight = next(self.projector.parameters())
         side = config.image_size
-        pixels = normalise(resize(square_pad(images.to(weight)), (side, side)))
-        states = self.vision(pixels, output_hidden_states=True).hidden_states[-2]
+        pixels = normalise(resize(square_pad(images.to(weight.device)), (side, side)))
+        states = self.vision(pixels.to(weight), output_hidden_states=True).hidden_states[-2]
         return self.projector(states[:, 1:])
 
     def forward(self, images: Float[Tensor, "b 3 h w"], prompts: list[str]) -> Float[Tensor, " b"]:
@@ -79,6 +79,8 @@ class ClipT5(nn.Module):
             logits = self.t5(
                 inputs_embeds=states, attention_mask=mask[None], labels=answer[None]
             ).logits[0]
+            # In halves, which a card is given, probabilities would be coarse.
+            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
             # The original cuts the embeddings, and so the answers, to the tokenizer's words.
             logs = logits[:, : len(self.tokenizer)].log_softmax(-1)
             scores.append(logs.gather(-1, answer[:, None]).mean().exp())

@@ -52,6 +52,5 @@ def explain(
         raise ValueError(
             f"{', '.join(reward.functions)} cannot say why a score is low; {others} can"
         )
-    if reward.device is not None:
-        images = images.to(reward.device)
+    images = reward.placed(images)
     return {name: function.explain(images, list(prompts)) for name, function in able.items()}

@@ -117,8 +117,7 @@ class Reward(nn.Module):
         check_prompts(prompts, len(images))
         if metadata is not None and len(metadata) != len(images):
             raise ValueError(f"got {len(metadata)} metadata for {len(images)} images")
-        if self.device is not None:
-            images = images.to(self.device)
+        images = self.placed(images)
         each = list(torch.arange(len(images)).split(self.batch))
         return {
             name: _score_all(
@@ -142,6 +141,18 @@ class Reward(nn.Module):
             if isinstance(function, Rank):
                 functions |= function.reward.alone().functions
         return Reward(self.expression, functions, {}, self.device, self.batch)
+
+    def placed(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+        """The images on the reward's device. Where it was given none, its weights go to theirs;
+        those of a user's own function are the user's to place."""
+        if self.device is not None:
+            return images.to(self.device)
+        for model in self.models:
+            weight = next(model.parameters(), None)
+            own = isinstance(model, UserReward)
+            if weight is not None and weight.device != images.device and not own:
+                model.to(images.device)
+        return images
 
     def combine(self, terms: dict[str, Float[Tensor, " b"]]) -> Float[Tensor, " b"]:
         """The expression's value from the scores of its terms, as `terms` returns them."""

@@ -100,6 +100,7 @@ def _as_scores(result, images: Tensor, name: str) -> Tensor:
         raise ValueError(
             f"reward {name!r} must return scores of shape [{len(images)}], got {list(scores.shape)}"
         )
+    scores = scores.to(images.device)  # other terms and the loss are there
     return scores if scores.is_floating_point() else scores.float()
 
 

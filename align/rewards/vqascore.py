@@ -49,7 +49,8 @@ class VlmAnswer(nn.Module):
 
     def forward(self, images: Float[Tensor, "b 3 h w"], prompts: list[str]) -> Float[Tensor, " b"]:
         """Scores, one prompt at a time, so that no question is padded."""
-        pixels = self.view(images.to(next(self.model.parameters())))
+        weight = next(self.model.parameters())
+        pixels = self.view(images.to(weight.device)).to(weight)
         scores = []
         for row, prompt in zip(pixels, prompts, strict=True):
             inputs = self.processor(
@@ -57,6 +58,8 @@ class VlmAnswer(nn.Module):
             )
             inputs = {k: v.to(row.device) for k, v in inputs.items() if k != "pixel_values"}
             logits = self.model(**inputs, pixel_values=row[None]).logits[0, -1]
+            # In halves, which a card is given, probabilities would be coarse.
+            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
             scores.append(logits.softmax(-1)[self.yes])
         return torch.stack(scores)
 

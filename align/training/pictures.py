@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from align.diffusion.finite import overflow_hint
 from align.rewards.frames import frame_count, frame_terms
 from align.rewards.groups import skips
 from align.rewards.score_cache import ScorerFailed, placed
@@ -34,6 +35,7 @@ def score_pictures(run: Run, name: str | None) -> dict[str, Tensor]:
     prompts, metadata = run.prompts.pick(rows)
     seeds = [image_seed("picture", c.seed, 0, i) for i in range(len(rows))]
     images = run.sampler.draw(prompts, seeds)
+    check_pictures(run, images)
     if name is not None and images.ndim == 5:  # the grid below shows their first frames
         grids = torch.stack([image_grid(frame) for frame in images.unbind(1)])
         save_clip(run.folder / "images" / f"{name}.gif", grids, fps=c.fps)
@@ -55,6 +57,12 @@ def score_pictures(run: Run, name: str | None) -> dict[str, Tensor]:
         return frame_terms(run.reward.alone(), images, prompts, metadata, every)
 
 
+def check_pictures(run: Run, images: Float[Tensor, "b *t 3 h w"]) -> None:
+    """Raise Diverged where an image is not finite."""
+    if not images.isfinite().all():
+        raise Diverged(f"the images are no longer finite numbers{overflow_hint(run.pipe)}")
+
+
 def image_terms(
     run: Run,
     images: Float[Tensor, "b *t 3 h w"],
@@ -70,8 +78,7 @@ def image_terms(
     Where a server failed and may (`failure=skip`) all scores of the image's group are NaN. Raises
     Diverged where an image or a score is not finite otherwise, ScorerFailed where too many failed.
     """
-    if not images.isfinite().all():
-        raise Diverged("the images are no longer finite numbers")
+    check_pictures(run, images)
     every = frames_apart(run.config)
     frames = frame_count(images, every) // len(images)
     each = [index * frames + n for index in indices for n in range(frames)]

@@ -95,6 +95,8 @@ def make_accelerator(
     Raises ValueError where the batch cannot be split over them, or the tracker is missing.
     """
     check_tracker(config.tracker)
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # accelerate takes the present one, whatever is asked for
     faster = "bf16" if fast_bfloat16(device.type) else "no"
     accelerator = open_accelerator(
         cpu=device.type == "cpu",
