@@ -30,7 +30,7 @@ from align.rewards.mask2former import (
 )
 
 # A tiny CLIP has a token for each letter.
-pytestmark = pytest.mark.filterwarnings("ignore:geneval reads 24 tokens")
+pytestmark = pytest.mark.filterwarnings("ignore:.* reads 24 tokens")
 installed = installed_weights
 load = loader
 DOG = {"tag": "single_object", "include": [{"class": "dog", "count": 1}]}
