@@ -187,6 +187,7 @@ def test_the_prompts_say_what_they_ask_for():
     for row in rows:
         prompt = row.pop("prompt")
         assert parse_geneval(prompt) == row, prompt
+    assert parse_geneval("dog") == DOG
     prompts = load_prompts("geneval")
     assert prompts.metadata[0]["tag"] == "single_object"
     for wrong in ("a photo of a dragon", "two dogs and a cat", "a photo of five dogs"):
