@@ -30,7 +30,7 @@ from align.rewards.mask2former import (
 )
 
 # A tiny CLIP has a token for each letter.
-pytestmark = pytest.mark.filterwarnings("ignore:geneval reads 24 tokens")
+pytestmark = pytest.mark.filterwarnings("ignore:.* reads 24 tokens")
 installed = installed_weights
 load = loader
 DOG = {"tag": "single_object", "include": [{"class": "dog", "count": 1}]}
@@ -187,6 +187,7 @@ def test_the_prompts_say_what_they_ask_for():
     for row in rows:
         prompt = row.pop("prompt")
         assert parse_geneval(prompt) == row, prompt
+    assert parse_geneval("dog") == DOG
     prompts = load_prompts("geneval")
     assert prompts.metadata[0]["tag"] == "single_object"
     for wrong in ("a photo of a dragon", "two dogs and a cat", "a photo of five dogs"):

@@ -33,13 +33,13 @@ def geneval_prompts() -> list[dict[str, Any]]:
 
 
 def parse_geneval(prompt: str) -> dict[str, Any]:
-    """What a prompt of one of the six templates asks for.
+    """What a prompt of one of the six templates, or an object alone (`red dog`), asks for.
 
     Raises ValueError for any other prompt.
     """
     text = " ".join(prompt.lower().rstrip(". ").split()).removeprefix("a photo of ")
     found = _counted(text) or _two(text)
-    single = None if found else _thing(text)
+    single = None if found else _thing(text) or _thing(f"a {text}")  # as class labels are
     if single:
         found = {"tag": "colors" if "color" in single else "single_object", "include": [single]}
     if found is None:
