@@ -155,15 +155,15 @@ def test_features_that_were_not_trained_on(monkeypatch, tmp_path):
     assert untrained_features(["scenes-clip"], None, scenes=True) is None
     assert untrained_features(["jpeg"], None, scenes=False) is None
     monkeypatch.setattr(measures, "missing_files", lambda source: [])
-    monkeypatch.setattr(measures, "dinov2", lambda device: "dinov2")
-    monkeypatch.setattr(measures, "_clip", lambda device: "clip")
-    assert untrained_features(["clip"], None, scenes=False) == ("dinov2", "dinov2")
+    monkeypatch.setattr(measures, "dinov2", lambda device: torch.relu)
+    monkeypatch.setattr(measures, "_clip", lambda device: torch.abs)
+    assert untrained_features(["clip"], None, scenes=False) == ("dinov2", torch.relu)
+    monkeypatch.setattr(
+        measures, "missing_files", lambda source: ["model"] * ("dinov2" in source.repo)
+    )
     for trained in (["clip"], ["aesthetic"]):  # which see by CLIP ViT-L/14
-        monkeypatch.setattr(
-            measures, "missing_files", lambda source: ["x"] * ("dinov2" in source.repo)
-        )
         assert untrained_features(trained, None, scenes=False) is None
-    assert untrained_features(["hps"], None, scenes=False) == ("clip", "clip")
+    assert untrained_features(["hps"], None, scenes=False) == ("clip", torch.abs)
 
 
 def test_dinov2_sees_as_its_processor_does():
