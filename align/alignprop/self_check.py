@@ -54,9 +54,9 @@ def self_check(config: TrainConfig, *, reward: Any = None, pipe: Any = None) -> 
         config = dataclasses.replace(config, out=folder, tracker="none", resume=None)
         scheduler = pipe.scheduler if pipe is not None else None
         run = open_session(config, reward=reward, pipe=pipe)
-        refuse_videos(run.pipe, "self_check")
         encoders = {n: part for n, part in run.pipe.components.items() if "encoder" in n}
         try:
+            refuse_videos(run.pipe, "self_check")
             findings = [_parity(run)]
             if config.cache_embeddings:
                 run.sampler.embed.keep(run.prompts.prompts)
