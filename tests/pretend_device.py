@@ -72,6 +72,9 @@ def install() -> torch.device:
         for part in (name if "." in name else f"{name}.default").split("."):
             op = getattr(op, part)
         kernels[1].impl(name, functools.partial(_kernel, op), "PrivateUse1")
+    # Conjugation is a mark on a tensor, which torch would take off by a copy, and so for ever.
+    copy = functools.partial(_kernel, torch.ops.aten._copy_from.default)
+    kernels[1].impl("_copy_from", copy, "Conjugate")
     install.kept = kernels  # registered as long as they live
     return torch.device(NAME, 0)
 
@@ -134,6 +137,7 @@ class _Call:
             owner = self.give(name, value.untyped_storage())
             plain = torch.empty(0, dtype=value.dtype)
             plain.set_(owner, value.storage_offset(), value.shape, value.stride())
+            plain = plain.conj() if value.is_conj() else plain
             self.lent.append((plain, value))
             return plain
         if isinstance(value, list | tuple):
