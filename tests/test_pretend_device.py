@@ -221,8 +221,7 @@ def test_embedded_nar(device, name, tmp_path):
     assert load_nar_pipeline(f"embedded/{name}").device == device
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("method", ["grpo", "dpo"])
+@pytest.mark.parametrize("method", ["grpo", pytest.param("dpo", marks=pytest.mark.slow)])
 def test_nar_is_aligned_and_goes_on(device, method, tmp_path):
     settings = {"reward": "jpeg", "method": method, "device": None, "checkpoint_every": 1}
     result, pipe = align_nar(tmp_path, pipe=tiny_pipe().to(device), steps=1, **settings)
