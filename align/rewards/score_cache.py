@@ -122,7 +122,7 @@ class ScoreCache:
         self.folder, self.by_place = folder, {}
         if not (folder / FILE).is_file():
             return
-        for line in (folder / FILE).read_text(encoding="utf-8", errors="replace").splitlines():
+        for line in (folder / FILE).read_text(encoding="utf-8", errors="replace").split("\n"):
             try:
                 found = json.loads(line)
                 asked = Asked(found["request"], found["picture"])

@@ -24,6 +24,9 @@ from pathlib import Path
 
 from memory import GIB, RECIPES, brightness
 
+from align.models.precision import fast_bfloat16
+from align.runs.files import write_json
+
 FOLDER = Path(__file__).parents[2] / "docs" / "recipes" / "proof"
 INSIDE = {"taste": "embedded/scenes", "embedded": "embedded/scenes"}
 INSIDE |= {"embedded-dpo": "embedded/scenes", "embedded-turbo": "embedded/scenes-turbo"}
@@ -47,7 +50,8 @@ def machine() -> str:
 
 def measured(name: str) -> dict:
     words = ["--preset", name, "--model", INSIDE[name], "--prompts", "scenes"]
-    words += ["--dtype", "bfloat16", "--judge", "verifier", "--judge-prompts", "scenes-heldout-a"]
+    words += ["--judge", "verifier", "--judge-prompts", "scenes-heldout-a"]
+    words += ["--dtype", "bfloat16"] if fast_bfloat16("cpu") else []
     words += ["--judge-every", "10000", "--judge-images", "128"]
     with tempfile.TemporaryDirectory() as folder:
         out, began = Path(folder) / "run", time.monotonic()
@@ -148,7 +152,7 @@ def main() -> None:
         record = measured(name) if name in INSIDE else rehearsed(name)
         record |= {"machine": machine(), "date": datetime.date.today().isoformat()}
         FOLDER.mkdir(exist_ok=True)
-        (FOLDER / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+        write_json(FOLDER / f"{name}.json", record)
         print(f"{name}: {record['level']}", flush=True)
 
 
