@@ -6,11 +6,9 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from align.rewards.reward import Reward
-
 
 def frame_terms(
-    reward: Reward,
+    reward: Any,
     images: Float[Tensor, "b *t 3 h w"],
     prompts: Sequence[str],
     metadata: Sequence[dict[str, Any]] | None = None,
@@ -20,7 +18,8 @@ def frame_terms(
     """`Reward.terms` of pictures; of videos [b, t, 3, h, w] the mean over every n-th frame, the
     first among them. `groups` as in `Reward.terms`, of pictures."""
     if images.ndim == 4:
-        return reward.terms(images, prompts, metadata, groups)
+        of_groups = {} if groups is None else {"groups": groups}
+        return reward.terms(images, prompts, metadata, **of_groups)
     shown = images[:, ::every]
     count = shown.shape[1]
     each = [prompt for prompt in prompts for _ in range(count)]

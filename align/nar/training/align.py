@@ -154,7 +154,7 @@ def open_session(config: NarAlignConfig, *, reward: Any = None, pipe: Any = None
         prompts=prompts,
         sampler=Policy(config, pipe, accelerator),
         picture_settings=drawn,
-        periods=(pipe.tokenizer.config.image_size[0] // pipe.transformer.grid_shape[0],),
+        periods=(pipe.image_tokenizer.config.image_size[0] // pipe.transformer.grid_shape[-2],),
         # the settings that make sampling the trained policy, for whoever loads the LoRA
         lora_metadata={POLICY_KEY: json.dumps(drawn | {"top_k": 0, "top_p": 1.0})},
     )
