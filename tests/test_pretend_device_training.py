@@ -15,6 +15,7 @@ SETTINGS = {
     "alignprop": {"num_inference_steps": 2},
     "dpo": GROUPS,
     "nft": GROUPS | {"old_decay": 0.5},
+    "grpo": GROUPS | {"grad_window": "1"},
     "sft": {"batch_size": 2, "pair_timesteps": 2},
     "dpo-pairs": {"batch_size": 2, "pair_timesteps": 2},
 }
@@ -30,7 +31,7 @@ CASES = [
     ),
 ]
 # What the same settings are refused with on any device.
-REFUSED = "use alignprop|cannot be encoded|cannot be differentiated"
+REFUSED = "use alignprop|give --scheduler|cannot be encoded|cannot be differentiated"
 EVERYTHING = {
     "kl_weight": 0.1,
     "normalize_rewards": True,

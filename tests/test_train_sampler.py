@@ -25,7 +25,7 @@ NAMED = sorted(name for name, values in PRESETS.items() if "scheduler" in values
 def test_published_presets_name_the_sampler_of_their_source():
     # SD 3.5's flow is the source's own, of drtune and online RL
     own = {"embedded", "embedded-dpo", "embedded-turbo", "taste", "drtune"}
-    own |= {"nft", "elbo-rl", "v-grpo"}
+    own |= {"nft", "elbo-rl", "v-grpo", "flow-grpo"}
     assert PRESETS.keys() - set(NAMED) == own
     assert {TrainConfig(preset=name).scheduler for name in NAMED} == {"DDIMScheduler"}
     assert TrainConfig(preset="trl", scheduler=None).scheduler is None

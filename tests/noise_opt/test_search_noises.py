@@ -82,7 +82,7 @@ def test_best_of_n_draws_the_same_pictures_everywhere():
 
 
 @pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize("family", sorted(BUILDERS))
+@pytest.mark.parametrize("family", sorted(BUILDERS.keys() - {"wan"}))  # videos are not searched
 @pytest.mark.filterwarnings("ignore")  # of casts by .to(), which from_pretrained does without
 def test_a_searched_noise_goes_back_into_a_bfloat16_pipeline(family, tmp_path):
     pipe = build(family).to(torch.bfloat16)
